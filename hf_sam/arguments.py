@@ -1,0 +1,224 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`SAMTrainingArguments`, and the one place that turns names into method objects."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Mapping
+from dataclasses import MISSING, dataclass, field, fields
+from typing import Any
+
+from transformers import TrainingArguments
+
+from .methods import METHODS, Method, When
+from .parts.base import Part, nearest
+from .parts.radius import SCHEDULES as RHO_SCHEDULES
+from .parts.radius import Rho
+from .parts.when import COINS, SCHEDULES, Schedule, always
+
+ACCUMULATION = ("window", "micro")
+ASCENT_SYNC = ("auto", "global", "local")
+
+
+@dataclass
+class SAMArguments:
+    """The `sam_*` fields, to be mixed into any `TrainingArguments` class: `class C(SAMArguments, SFTConfig)`."""
+
+    sam: str = field(
+        default="sam", metadata={"help": "Method: a key of hf_sam.METHODS, or 'none' for the plain Trainer."}
+    )
+    sam_rho: str | None = field(
+        default=None,
+        metadata={
+            "help": "Radius: a number, or a schedule linear:START:END, cosine:START:END, lr:RHO (proportional to the "
+            "learning rate), budget:C[:RHO_MAX] (relative rise of the loss). Default: the method's own."
+        },
+    )
+    sam_options: dict | str | None = field(
+        default=None,
+        metadata={"help": "The method's other fields: a dict, JSON, or 'gamma=0.5,beta=0.6'."},
+    )
+    sam_when: str = field(
+        default="always",
+        metadata={
+            "help": "Which updates are perturbed: always, after:F, before:F, between:A:B (fractions of all updates), "
+            "every:K, after_warmup, random:constant:P, random:piecewise:P0:P1:SWITCH, random:linear:P0:P1, "
+            "random:trigonometric:P0:P1, adaptive (AE-SAM)."
+        },
+    )
+    sam_where: list[str] = field(
+        default_factory=lambda: ["all"],
+        metadata={"help": "Which trainable parameters are perturbed: all, norm, no_norm, no_embeddings, or name regexes."},
+    )
+    sam_accumulation: str = field(
+        default="window",
+        metadata={
+            "help": "window: perturb once per update, for the whole accumulated batch; micro: every micro-batch takes "
+            "its own perturbation.",
+            "choices": ACCUMULATION,
+        },
+    )
+    sam_ascent_sync: str = field(
+        default="auto",
+        metadata={
+            "help": "global: the ascent gradient is averaged over ranks; local: each rank perturbs with its own; auto: "
+            "local under DDP for methods that allow it, else global.",
+            "choices": ASCENT_SYNC,
+        },
+    )
+    sam_replay_rng: bool = field(
+        default=True, metadata={"help": "The same random numbers (dropout masks) in every pass of an update."}
+    )
+    sam_freeze_norm_stats: bool = field(
+        default=True, metadata={"help": "Running statistics move once per update (first pass), not once per pass."}
+    )
+    sam_track_memory: bool = field(
+        default=False, metadata={"help": "Log peak memory per phase of an update and into train_results.json."}
+    )
+
+    def __post_init__(self) -> None:
+        """Check every field, then go on with the class behind."""
+        if isinstance(self.sam_where, str):
+            self.sam_where = [self.sam_where]
+        self.sam_options = parse_options(self.sam_options) or None
+        _one_of("sam_accumulation", self.sam_accumulation, ACCUMULATION)
+        _one_of("sam_ascent_sync", self.sam_ascent_sync, ASCENT_SYNC)
+        build_method(self)
+        behind = getattr(super(), "__post_init__", None)
+        if behind is not None:
+            behind()
+
+
+@dataclass
+class SAMTrainingArguments(SAMArguments, TrainingArguments):
+    """`TrainingArguments` with the `sam_*` fields."""
+
+
+DEFAULTS = SAMArguments.__dataclass_fields__
+
+
+def option(args: Any, name: str) -> Any:
+    """Return a `sam_*` field of any arguments object, its default where the object has none."""
+    f = DEFAULTS[name]
+    default = f.default if f.default is not MISSING else f.default_factory()  # type: ignore[misc]
+    return getattr(args, name, default)
+
+
+def build_method(args: Any, given: str | Method | None = None) -> Method:
+    """Return a new method object for these arguments.
+
+    Args:
+        args: arguments with or without `sam_*` fields.
+        given: a name that overrides `args.sam`, a method object (copied), or None.
+
+    Raises:
+        ValueError: an unknown name, an option that the method does not have, a value that is not allowed.
+        TypeError: `given` is something else.
+    """
+    rho, options = option(args, "sam_rho"), parse_options(option(args, "sam_options"))
+    if isinstance(given, Method):
+        if rho is not None or options:
+            raise ValueError(
+                f"sam={type(given).__name__}(...) is an object with its own options; sam_rho={rho!r} and "
+                f"sam_options={options!r} would be ignored: give them to the object, or give the method by name"
+            )
+        method = copy.deepcopy(given)
+    elif given is None or isinstance(given, str):
+        method = by_name(option(args, "sam") if given is None else given, rho, options)
+    else:
+        raise TypeError(f"sam={given!r} is neither a key of METHODS nor a method object such as SAM(rho=0.05)")
+    schedule = parse_when(option(args, "sam_when"))
+    if isinstance(schedule, always):
+        return method
+    return When(schedule, method)
+
+
+def by_name(name: str, rho: Any, options: Mapping[str, Any]) -> Method:
+    """Return `METHODS[name]` built with these options."""
+    if name not in METHODS:
+        raise ValueError(f"sam={name!r} is not a method; choose from {', '.join(METHODS)}{nearest(name, METHODS)}")
+    known = {f.name: f for f in fields(METHODS[name]) if not f.metadata.get("python")}
+    for key in options:
+        if key not in known or key == "rho":
+            others = [k for k in known if k != "rho"]
+            listed = f"it has {', '.join(others)}" if others else "it has none besides sam_rho"
+            raise ValueError(f"sam_options: {name!r} has no option {key!r}; {listed}{nearest(key, others)}")
+    values = dict(options)
+    if rho is not None and name != "none":
+        values["rho"] = parse_rho(rho)
+    return METHODS[name](**values)
+
+
+def parse_options(options: Mapping[str, Any] | str | None) -> dict[str, Any]:
+    """Return method options as a dict, from a dict, JSON, or `gamma=0.5,beta=0.6`."""
+    if options is None or options == "":
+        return {}
+    if isinstance(options, Mapping):
+        return dict(options)
+    if options.lstrip().startswith("{"):
+        try:
+            return dict(json.loads(options))
+        except json.JSONDecodeError as error:
+            raise ValueError(f"sam_options={options!r} is not valid JSON: {error}") from None
+    found = {}
+    for item in options.split(","):
+        key, equals, value = item.partition("=")
+        if not equals or not key.strip():
+            raise ValueError(f"sam_options={options!r}: {item!r} is not NAME=VALUE; write for example gamma=0.5,beta=0.6")
+        found[key.strip()] = _value(value.strip())
+    return found
+
+
+def parse_rho(rho: Any) -> Rho:
+    """Return a radius or a schedule for it, from a number, its text, or a schedule's text."""
+    if isinstance(rho, (int, float, Part)):
+        return rho  # type: ignore[return-value]
+    try:
+        return float(rho)
+    except ValueError:
+        return from_text("sam_rho", rho, RHO_SCHEDULES, "a number")
+
+
+def parse_when(when: str | Schedule) -> Schedule:
+    """Return the schedule of a text such as `after:0.75` or `random:linear:0:1`."""
+    if isinstance(when, Schedule):
+        return when
+    if when.startswith("random:"):
+        return from_text("sam_when", when.removeprefix("random:"), COINS, prefix="random:")
+    return from_text("sam_when", when, SCHEDULES, "random:...")
+
+
+def from_text(argument: str, text: str, known: Mapping[str, type], also: str = "", prefix: str = "") -> Any:
+    """Return `known[name](a, b, ...)` for the text `name:a:b:...` with numbers."""
+    name, *words = str(text).split(":")
+    listed = ", ".join([*([also] if also else []), *(prefix + k for k in known)])
+    if name not in known:
+        raise ValueError(f"{argument}={prefix}{text}: {name!r} is unknown; choose from {listed}{nearest(name, known)}")
+    try:
+        return known[name](*map(float, words))
+    except TypeError:
+        raise ValueError(f"{argument}={prefix}{text}: wrong number of values; write {prefix}{_form(known[name])}") from None
+    except ValueError as error:
+        raise ValueError(f"{argument}={prefix}{text}: {error}; write {prefix}{_form(known[name])}") from None
+
+
+def _form(kind: type) -> str:
+    """Return `name:A:B[:C]` as a schedule is written."""
+    import inspect
+
+    parameters = list(inspect.signature(kind).parameters.values())
+    parts = [f":{p.name.upper()}" if p.default is p.empty else f"[:{p.name.upper()}]" for p in parameters]
+    return kind.__name__ + "".join(parts)
+
+
+def _value(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        return {"None": None, "True": True, "False": False}.get(text, text)
+
+
+def _one_of(argument: str, value: str, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise ValueError(f"{argument}={value!r} is not one of {', '.join(allowed)}{nearest(value, allowed)}")

@@ -1,0 +1,47 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Adaptive SAM."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from ..parts.direction import Direction
+from ..parts.radius import Rho, adaptive_radius
+from .sam import SAM
+
+
+@dataclass
+class ASAM(SAM):
+    """Adaptive Sharpness-Aware Minimization. Kwon, Kim, Park, Choi, ICML 2021, arXiv 2102.11600.
+
+    Update::
+
+        here  = gradient of L at w
+        T     = |w| + eta (parameters named *weight*), 1 (others)
+        eps   = rho T^2 here / |T here|
+        there = gradient of L at w + eps
+        u     = there
+
+    Cost: 2 passes, 1 P extra, no state.
+
+    Defaults: rho = 0.5, eta = 0.01, the paper's CIFAR-10 values (rho = 1.0 for CIFAR-100).
+
+    Deviations: none from the authors' code (SamsungLabs/ASAM @ f156a68), whose rule for T this is. davda54/sam's
+    "adaptive" has eta = 0 and scales every tensor; its radii are about four times larger.
+
+    When it does not help: adapters. At initialisation LoRA's B is zero, so eps has length eta rho only; use `sam`.
+
+    Attributes:
+        rho: radius, dimensionless (relative to the weights), or a schedule for it.
+        eta: added to |w|, so that zero weights are perturbed too.
+    """
+
+    paper = "Kwon et al., ICML 2021, arXiv 2102.11600"
+    use = "when layers have very different scales; radius transfers between models"
+
+    rho: Rho = field(default=0.5, metadata={"help": "radius, dimensionless", "low": 0.0})
+    eta: float = field(default=0.01, metadata={"help": "added to |w|", "low": 0.0})
+
+    def default_ascent(self) -> Direction:
+        """Return the adaptive radius."""
+        return adaptive_radius(self.rho, self.eta)

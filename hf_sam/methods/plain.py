@@ -1,0 +1,36 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The plain Trainer, as a method."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..landscape import Landscape
+from ..vector import Vector
+from .base import Method
+
+
+@dataclass
+class Plain(Method):
+    """The plain Trainer: no perturbation.
+
+    Update::
+
+        u = gradient of L at w
+
+    Cost: 1 pass, no extra memory, no state.
+    """
+
+    paper = "the base optimizer alone"
+    passes = "1"
+    memory = "0"
+    use = "the baseline to compare with"
+
+    def update(self, at: Landscape) -> Vector:
+        """Return the gradient at w."""
+        return at.gradient()
+
+    @property
+    def local_ascent(self) -> bool:
+        """Nothing ascends, so nothing needs to be global."""
+        return True

@@ -1,0 +1,50 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One method under a schedule, another otherwise."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from ..landscape import Landscape
+from ..parts.when import Schedule
+from ..vector import Vector
+from .base import Method
+from .plain import Plain
+
+
+@dataclass
+class When(Method):
+    """`method` in the updates that `schedule` picks, `otherwise` (the plain Trainer) in the others.
+
+    Attributes:
+        schedule: yes or no per update.
+        method: what a picked update does.
+        otherwise: what the others do.
+    """
+
+    schedule: Schedule
+    method: Method
+    otherwise: Method = field(default_factory=Plain)
+
+    def __post_init__(self) -> None:
+        """Refuse a schedule that wants to see the gradient before a method that starts elsewhere."""
+        super().__post_init__()
+        if self.schedule.needs_gradient and not self.method.starts_at_w:
+            raise ValueError(
+                f"the schedule {type(self.schedule).__name__!r} decides by the whole gradient at w, which "
+                f"{type(self.method).__name__} does not compute first: choose another schedule, such as every:2"
+            )
+
+    def update(self, at: Landscape) -> Vector:
+        """Return the picked method's update."""
+        return self.method(at) if self.schedule(at) else self.otherwise(at)
+
+    @property
+    def local_ascent(self) -> bool:
+        """As the method, unless the schedule looks at the gradient."""
+        return self.method.local_ascent and not self.schedule.needs_gradient
+
+    @property
+    def starts_at_w(self) -> bool:  # type: ignore[override]
+        """As the method."""
+        return self.method.starts_at_w

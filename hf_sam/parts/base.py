@@ -1,0 +1,101 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What parts and methods have in common: fields that describe them and state that outlives an update."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar
+
+from ..vector import StateValue
+
+
+@dataclass
+class Part:
+    """A dataclass whose fields are its hyper-parameters, and whose `state` is what it carries to the next update.
+
+    Parts nest: a field may be a part or a tuple of parts, and describing, saving and loading follow the nesting.
+    `stateful` says whether the part itself keeps anything in `state`.
+    """
+
+    stateful: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        """Check every field against its metadata: `low`, `high` (bounds, allowed themselves) and `choices`."""
+        for f in fields(self):
+            check_value(type(self).__name__, f.name, getattr(self, f.name), f.metadata)
+
+    @property
+    def state(self) -> dict[str, StateValue]:
+        """This part's own state; empty until its first use."""
+        return self.__dict__.setdefault("_state", {})
+
+    def children(self) -> Iterator[tuple[str, Part]]:
+        """Yield the parts among the fields, with a name each."""
+        for f in fields(self):
+            value = getattr(self, f.name)
+            if isinstance(value, Part):
+                yield f.name, value
+            elif isinstance(value, tuple):
+                yield from ((f"{f.name}.{i}", v) for i, v in enumerate(value) if isinstance(v, Part))
+
+    def walk(self) -> Iterator[Part]:
+        """Yield this part and every part below it."""
+        yield self
+        for _, child in self.children():
+            yield from child.walk()
+
+    @property
+    def keeps_state(self) -> bool:
+        """Whether this part or one below it carries anything to the next update."""
+        return any(part.stateful for part in self.walk())
+
+    def state_dict(self) -> dict[str, StateValue]:
+        """Return the state of this part and of all below it, by dotted name."""
+        found = dict(self.state)
+        for name, child in self.children():
+            found.update((f"{name}.{key}", value) for key, value in child.state_dict().items())
+        return found
+
+    def load_state_dict(self, state: dict[str, StateValue]) -> None:
+        """Take over what `state_dict` returned."""
+        below = dict(self.children())
+        self.state.clear()
+        for child_name, child in below.items():
+            prefix = child_name + "."
+            child.load_state_dict({k[len(prefix) :]: v for k, v in state.items() if k.startswith(prefix)})
+        self.state.update((k, v) for k, v in state.items() if not any(k.startswith(n + ".") for n in below))
+
+    def describe(self) -> dict[str, Any]:
+        """Return name and fields as JSON can hold them."""
+        return {"name": type(self).__name__, **{f.name: _plain(getattr(self, f.name)) for f in fields(self)}}
+
+
+def check_value(owner: str, name: str, value: Any, rules: Mapping[str, Any]) -> None:
+    """Raise `ValueError` where a field's value breaks the rules of its metadata."""
+    choices = rules.get("choices")
+    if choices is not None and value not in choices:
+        raise ValueError(f"{owner}: {name}={value!r} is not one of {', '.join(map(str, choices))}{nearest(value, choices)}")
+    low, high = rules.get("low"), rules.get("high")
+    if (low is None and high is None) or isinstance(value, Part) or (value is None and rules.get("optional")):
+        return
+    bounds = f"from {low}" + ("" if high is None else f" to {high}") + (", a whole number" if rules.get("whole") else "")
+    number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    if not number or value < low or (high is not None and value > high) or (rules.get("whole") and value != int(value)):
+        raise ValueError(f"{owner}: {name}={value!r} is not allowed; give a finite number {bounds}")
+
+
+def nearest(word: Any, known: Iterable[str]) -> str:
+    """Return " (did you mean 'x'?)" for the nearest known word, or nothing."""
+    match = difflib.get_close_matches(str(word), list(known), n=1, cutoff=0.5)
+    return f" (did you mean {match[0]!r}?)" if match else ""
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Part):
+        return value.describe()
+    if isinstance(value, (list, tuple)):
+        return [_plain(v) for v in value]
+    return value

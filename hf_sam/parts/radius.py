@@ -1,0 +1,123 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How far to perturb: radii, and schedules for them."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from ..landscape import Landscape
+from ..vector import Scalar, Vector
+from .base import Part
+from .direction import Direction
+
+
+@dataclass
+class RhoSchedule(Part):
+    """A radius that changes over the run: `schedule(at, norm)` returns rho for this update.
+
+    `norm` is the `()` norm of the direction that will be scaled.
+    """
+
+    def __call__(self, at: Landscape, norm: Tensor) -> Scalar:
+        """Return rho for this update."""
+        raise NotImplementedError
+
+
+@dataclass
+class linear(RhoSchedule):  # noqa: N801
+    """From `start` to `end`, linearly over the run."""
+
+    start: float = field(metadata={"low": 0.0})
+    end: float = field(metadata={"low": 0.0})
+
+    def __call__(self, at: Landscape, norm: Tensor) -> Scalar:
+        """Return rho for this update."""
+        return self.start + (self.end - self.start) * at.progress.fraction
+
+
+@dataclass
+class cosine(RhoSchedule):  # noqa: N801
+    """From `start` to `end` along half a cosine over the run."""
+
+    start: float = field(metadata={"low": 0.0})
+    end: float = field(metadata={"low": 0.0})
+
+    def __call__(self, at: Landscape, norm: Tensor) -> Scalar:
+        """Return rho for this update."""
+        return self.end + (self.start - self.end) * (1 + math.cos(math.pi * at.progress.fraction)) / 2
+
+
+@dataclass
+class lr(RhoSchedule):  # noqa: N801
+    """`rho` times the learning rate's share of its maximum (GSAM's schedule with a minimum of zero)."""
+
+    rho: float = field(metadata={"low": 0.0})
+
+    def __call__(self, at: Landscape, norm: Tensor) -> Scalar:
+        """Return rho for this update."""
+        return self.rho * at.progress.lr_ratio
+
+
+@dataclass
+class budget(RhoSchedule):  # noqa: N801
+    """The radius at which the loss rises, to first order, by the share `c` of itself: min(c loss / |g|, rho_max).
+
+    Scale-free: neither the loss's scale nor the model's size changes the relative rise.
+    """
+
+    c: float = field(metadata={"low": 0.0})
+    rho_max: float | None = field(default=None, metadata={"low": 0.0, "optional": True})
+
+    def __call__(self, at: Landscape, norm: Tensor) -> Scalar:
+        """Return rho for this update as a `()` tensor."""
+        rise = self.c * at.mean_loss().to(norm) / norm
+        return rise if self.rho_max is None else rise.clamp(max=self.rho_max)
+
+
+Rho = float | RhoSchedule
+SCHEDULES: dict[str, type[RhoSchedule]] = {"linear": linear, "cosine": cosine, "lr": lr, "budget": budget}
+
+
+def to_length(v: Vector, rho: Rho, norm: Tensor, at: Landscape) -> Vector:
+    """Scale v in place by rho / norm, by zero where the norm is zero or not finite (noted as skipped)."""
+    ok = torch.isfinite(norm) & (norm > 0)
+    at.skip(~ok)
+    length = rho(at, norm) if isinstance(rho, RhoSchedule) else rho
+    return v.mul_(torch.where(ok, length / norm, torch.zeros_like(norm)))
+
+
+@dataclass
+class radius(Direction):  # noqa: N801
+    """rho v / |v|: SAM's perturbation for v = gradient, one norm over all perturbed parameters."""
+
+    rho: Rho = field(default=0.05, metadata={"help": "radius, weight-space L2 norm", "low": 0.0})
+
+    def __call__(self, v: Vector, at: Landscape) -> Vector:
+        """Return v with length rho."""
+        return to_length(v, self.rho, v.norm(), at)
+
+
+@dataclass
+class adaptive_radius(Direction):  # noqa: N801
+    """rho T^2 v / |T v| with T = |w| + eta for parameters named `*weight*` and T = 1 for others: ASAM's perturbation."""
+
+    rho: Rho = field(default=0.5, metadata={"help": "radius, dimensionless", "low": 0.0})
+    eta: float = field(default=0.01, metadata={"help": "added to |w|", "low": 0.0})
+
+    def __call__(self, v: Vector, at: Landscape) -> Vector:
+        """Return the scaled direction."""
+        scaled = [i for i in v.present if at.names is None or "weight" in at.names[i]]
+        self._times_t(v, at, scaled)
+        norm = v.norm()
+        self._times_t(v, at, scaled)
+        return to_length(v, self.rho, norm, at)
+
+    def _times_t(self, v: Vector, at: Landscape, scaled: list[int]) -> None:
+        weights = at.weights()
+        for i in scaled:
+            v[i].mul_(weights[i].abs().add_(self.eta))  # type: ignore[union-attr]
+        v.changed()

@@ -1,0 +1,254 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`SAMMixin`: any Hugging Face Trainer, with a SAM method between its batches and its optimizer."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import Trainer
+
+from .arguments import build_method, option
+from .engine.checkpoint import load_state, save_state
+from .engine.replay import Replay, norm_buffers
+from .engine.scaling import honours_num_items
+from .engine.sharding import AcceleratedEngine
+from .engine.support import check_engine, check_optimizer
+from .landscape import Landscape, Progress
+from .methods import Method, Plain
+from .parts.where import choose
+from .readings import Readings
+
+logger = logging.getLogger(__name__)
+
+
+class Window:
+    """The micro-batches of one update, as they come in."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self.inputs: list[Any] = []
+
+    def add(self, inputs: Any) -> bool:
+        """Take one micro-batch; return whether the window is full."""
+        self.inputs.append(inputs)
+        return len(self.inputs) == self.size
+
+
+class SAMMixin:
+    """Put in front of a Trainer class: `class SAMSeq2SeqTrainer(SAMMixin, Seq2SeqTrainer): ...`.
+
+    Every pass of a method is the class's own `training_step`; the optimizer, the scheduler, clipping, GradScaler,
+    logging and checkpoints stay Trainer's. The work of an update is done when its last micro-batch arrives.
+
+    Args:
+        sam: a key of `METHODS` (overrides `args.sam`), a method object (copied), or None for what `args` say.
+        *args: as the Trainer behind takes them.
+        **kwargs: as the Trainer behind takes them.
+
+    Raises:
+        ValueError: a method, option, schedule, optimizer, parameter pattern or engine that is not allowed.
+    """
+
+    def __init__(self, *args: Any, sam: str | Method | None = None, **kwargs: Any) -> None:
+        self._sam_given = sam
+        self._window: Window | None = None
+        self._honours: bool | None = None
+        self._orphan_warned = False
+        self._readings = Readings()
+        self._pending_readings: dict[str, float] = {}
+        super().__init__(*args, **kwargs)
+        self._method = build_method(self.args, sam)
+        check_engine(self)
+        if not any(p.requires_grad for p in self.model.parameters()):
+            raise ValueError("model has no trainable parameter: unfreeze some (requires_grad_), or add an adapter")
+        if self.optimizer is not None:
+            check_optimizer(self.optimizer, self.args)
+
+    # -- one run --------------------------------------------------------------------------------
+
+    def _inner_training_loop(self, batch_size: int | None = None, *args: Any, **kwargs: Any) -> Any:
+        """Build a new method object for every run: searches and batch-size finders call this more than once."""
+        self._method = build_method(self.args, self._sam_given)
+        self._window = None
+        self._readings = Readings()
+        return super()._inner_training_loop(batch_size, *args, **kwargs)
+
+    def _prepare_for_training(self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: Any) -> Any:
+        """Look at the parameters once the optimizer exists, and take over a checkpoint's method state."""
+        model, loader = super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
+        check_optimizer(self.optimizer, self.args)
+        self._params = [p for group in self.optimizer.param_groups for p in group["params"]]
+        names = {id(p): name for name, p in self.model.named_parameters()}
+        self._names = [names.get(id(p), f"optimizer.{i}") for i, p in enumerate(self._params)]
+        self._where = choose(option(self.args, "sam_where"), self._params, self._names, self.model)
+        inside = {id(p) for p in self._params}
+        self._strays = [p for p in self.model.parameters() if p.requires_grad and id(p) not in inside]
+        self._replay = self._new_replay()
+        self._engine = AcceleratedEngine(self.accelerator, model, self._replay, self._local_ascent())
+        if resume_from_checkpoint is not None:
+            described = self._method.describe()
+            self._method.load_state_dict(load_state(resume_from_checkpoint, described, self._names, self._params))
+        return model, loader
+
+    def _new_replay(self) -> Replay:
+        devices = {p.device for p in self.model.parameters()}
+        buffers = norm_buffers(self.model) if option(self.args, "sam_freeze_norm_stats") else []
+        return Replay(buffers, devices, option(self.args, "sam_replay_rng"))
+
+    def _local_ascent(self) -> bool:
+        sync = option(self.args, "sam_ascent_sync")
+        return sync == "local" or (sync == "auto" and self._method.local_ascent)
+
+    # -- one update -----------------------------------------------------------------------------
+
+    def get_batch_samples(self, epoch_iterator: Iterator, num_batches: int, device: torch.device) -> Any:
+        """Open a window for exactly the micro-batches of the next update."""
+        batches, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
+        self._window = Window(len(batches))
+        return batches, num_items
+
+    def training_step(self, model: nn.Module, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
+        """Collect a micro-batch; with the update's last one run the method and write its result to `p.grad`.
+
+        Returns:
+            `()` clean loss of the whole update with its last micro-batch, zero before.
+        """
+        if isinstance(self._method, Plain):
+            return super().training_step(model, inputs, num_items_in_batch)
+        if self._window is None:
+            raise NotImplementedError(
+                f"{type(self).__name__} calls training_step without get_batch_samples, so the micro-batches of an "
+                "update are unknown; SAM needs Trainer's own epoch loop"
+            )
+        if not self._window.add(inputs):
+            return torch.zeros((), device=self.args.device)
+        window, self._window = self._window, None
+        if not self.accelerator.sync_gradients:
+            self._warn_orphan(window)
+            return torch.zeros((), device=self.args.device)
+        model.train()
+        if callable(getattr(self.optimizer, "train", None)):
+            self.optimizer.train()
+        at = self._landscape(model, window, num_items_in_batch)
+        update = self._method(at)
+        self._engine.give(self._params, update)
+        self._readings.add(at.readings)
+        assert at.loss is not None
+        return at.loss
+
+    def _landscape(self, model: nn.Module, window: Window, num_items: Any) -> Landscape:
+        """Return the loss of the window's data; for a whole window Trainer does all scaling."""
+
+        def backward(inputs: Any, share: Any = 1.0) -> Tensor:
+            for stray in self._strays:
+                stray.grad = None
+            return super(SAMMixin, self).training_step(model, copy.copy(inputs), num_items)
+
+        return Landscape(
+            self._params,
+            window.inputs,
+            backward,
+            progress=self._progress(),
+            seed=self.args.seed,
+            names=self._names,
+            where=self._where,
+            engine=self._engine,
+        )
+
+    def _progress(self) -> Progress:
+        total = self.state.max_steps
+        group = self.optimizer.param_groups[0]
+        peak = float(group.get("initial_lr", self.args.learning_rate))
+        return Progress(
+            step=self.state.global_step,
+            total=total,
+            warmup=self.args.get_warmup_steps(total),
+            lr_ratio=float(group["lr"]) / peak if peak > 0 else 0.0,
+        )
+
+    def _warn_orphan(self, window: Window) -> None:
+        if not self._orphan_warned:
+            self._orphan_warned = True
+            logger.warning(
+                f"The data ended after {window.size} of {self.args.gradient_accumulation_steps} micro-batches of an "
+                "update; Trainer makes no update of them, so they are dropped. Said once."
+            )
+
+    # -- the loss's scale -----------------------------------------------------------------------
+
+    def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> Any:
+        """Count the items only for a loss that honours the count, which is found out once by asking it.
+
+        Trainer believes a model that takes `**kwargs`; `BertForSequenceClassification` takes them and ignores the
+        count, which makes its accumulated gradient too large.
+        """
+        num_items = super()._get_num_items_in_batch(batch_samples, device)
+        matters = self.args.gradient_accumulation_steps > 1 or self.args.world_size > 1
+        if num_items is not None and self._honours is None and matters and self.model.training:
+            self._honours = self._ask_loss(batch_samples[0], num_items)
+            if self._honours is False:
+                logger.warning(
+                    f"The loss of {type(self.model).__name__} ignores num_items_in_batch, though Trainer believes the "
+                    "opposite: its accumulated gradient would be too large. It is divided as it should be."
+                )
+        return None if self._honours is False else num_items
+
+    def _ask_loss(self, batch: Any, num_items: Any) -> bool | None:
+        n = torch.as_tensor(num_items, device=self.args.device)
+
+        def loss_of(items: Tensor) -> Tensor:
+            inputs = self._prepare_inputs(copy.copy(batch))
+            with self.compute_loss_context_manager():
+                return self.compute_loss(self.model, inputs, num_items_in_batch=items)
+
+        answer = honours_num_items(loss_of, n, self._new_replay())
+        if self.accelerator.num_processes > 1:
+            said = torch.tensor([2 if answer is None else int(answer)], device=self.args.device)
+            torch.distributed.broadcast(said, 0)
+            answer = None if said.item() == 2 else bool(said.item())
+        return answer
+
+    def compute_loss(self, model: nn.Module, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        """Compute the loss as the class behind; divide a custom loss that ignores the count, as Trainer will not."""
+        result = super().compute_loss(model, inputs, *args, **kwargs)
+        if self.compute_loss_func is None or self._honours is not False or not model.training:
+            return result
+        steps = self.current_gradient_accumulation_steps
+        return (result[0] / steps, *result[1:]) if isinstance(result, tuple) else result / steps
+
+    # -- logs, checkpoints, cards ---------------------------------------------------------------
+
+    def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
+        """Have the readings ready before Trainer writes its training log."""
+        if self.control.should_log and self.state.global_step > self._globalstep_last_logged:
+            self._pending_readings = self._readings.drain(self._engine.average_)
+        super()._maybe_log_save_evaluate(*args, **kwargs)
+        self._pending_readings = {}
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        """Log as the class behind, the training log with the `sam/` readings."""
+        if "loss" in logs:
+            logs.update(self._pending_readings)
+        super().log(logs, *args, **kwargs)
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        """Save as the class behind, and the method's state."""
+        super()._save_optimizer_and_scheduler(output_dir)
+        if self.args.should_save and not isinstance(self._method, Plain):
+            save_state(output_dir, self._method.describe(), self._method.state_dict(), self._names)
+
+    @property
+    def sam_config(self) -> dict[str, Any]:
+        """The method with all its options, and where and how it is applied, as JSON can hold it."""
+        names = ("sam_when", "sam_where", "sam_accumulation", "sam_ascent_sync")
+        names += ("sam_replay_rng", "sam_freeze_norm_stats")
+        return {"method": self._method.describe(), **{name: option(self.args, name) for name in names}}
+
+
+class SAMTrainer(SAMMixin, Trainer):
+    """Trainer with a SAM method: change `Trainer` to `SAMTrainer` and `TrainingArguments` to `SAMTrainingArguments`."""
