@@ -21,6 +21,13 @@ _HOMES = {
     "Plain": "methods",
     "SAM": "methods",
     "ASAM": "methods",
+    "SSSAM": "methods",
+    "RSAM": "methods",
+    "LookSAM": "methods",
+    "FriendlySAM": "methods",
+    "StableSAM": "methods",
+    "BilateralSAM": "methods",
+    "LateSAM": "methods",
     "When": "methods",
 }
 

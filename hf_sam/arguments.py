@@ -23,10 +23,14 @@ ASCENT_SYNC = ("auto", "global", "local")
 
 @dataclass
 class SAMArguments:
-    """The `sam_*` fields, to be mixed into any `TrainingArguments` class: `class C(SAMArguments, SFTConfig)`."""
+    """The `sam_*` fields, for any `TrainingArguments` class: `class C(SAMArguments, SFTConfig): ...`.
+
+    A subclass becomes a dataclass by itself.
+    """
 
     sam: str = field(
-        default="sam", metadata={"help": "Method: a key of hf_sam.METHODS, or 'none' for the plain Trainer."}
+        default="sam",
+        metadata={"help": "Method: a key of hf_sam.METHODS, or 'none' for the plain Trainer."},
     )
     sam_rho: str | None = field(
         default=None,
@@ -49,7 +53,9 @@ class SAMArguments:
     )
     sam_where: list[str] = field(
         default_factory=lambda: ["all"],
-        metadata={"help": "Which trainable parameters are perturbed: all, norm, no_norm, no_embeddings, or name regexes."},
+        metadata={
+            "help": "Which trainable parameters are perturbed: all, norm, no_norm, no_embeddings, or name regexes."
+        },
     )
     sam_accumulation: str = field(
         default="window",
@@ -68,14 +74,24 @@ class SAMArguments:
         },
     )
     sam_replay_rng: bool = field(
-        default=True, metadata={"help": "The same random numbers (dropout masks) in every pass of an update."}
+        default=True,
+        metadata={"help": "The same random numbers (dropout masks) in every pass of an update."},
     )
     sam_freeze_norm_stats: bool = field(
-        default=True, metadata={"help": "Running statistics move once per update (first pass), not once per pass."}
+        default=True,
+        metadata={
+            "help": "Running statistics move once per update (first pass), not once per pass."
+        },
     )
     sam_track_memory: bool = field(
-        default=False, metadata={"help": "Log peak memory per phase of an update and into train_results.json."}
+        default=False,
+        metadata={"help": "Log peak memory per phase of an update and into train_results.json."},
     )
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Make every subclass a dataclass, with the fields of all its bases."""
+        super().__init_subclass__(**kwargs)
+        dataclass(cls)
 
     def __post_init__(self) -> None:
         """Check every field, then go on with the class behind."""
@@ -127,23 +143,35 @@ def build_method(args: Any, given: str | Method | None = None) -> Method:
     elif given is None or isinstance(given, str):
         method = by_name(option(args, "sam") if given is None else given, rho, options)
     else:
-        raise TypeError(f"sam={given!r} is neither a key of METHODS nor a method object such as SAM(rho=0.05)")
+        raise TypeError(
+            f"sam={given!r} is neither a key of METHODS nor a method object such as SAM(rho=0.05)"
+        )
     schedule = parse_when(option(args, "sam_when"))
     if isinstance(schedule, always):
         return method
+    if method.when is not None:
+        raise ValueError(
+            f"sam_when={option(args, 'sam_when')!r} would be a second schedule beside the one that "
+            f"{type(method).__name__} brings, {method.when}: leave sam_when at 'always', or use a "
+            "method without a schedule, such as sam='sam'"
+        )
     return When(schedule, method)
 
 
 def by_name(name: str, rho: Any, options: Mapping[str, Any]) -> Method:
     """Return `METHODS[name]` built with these options."""
     if name not in METHODS:
-        raise ValueError(f"sam={name!r} is not a method; choose from {', '.join(METHODS)}{nearest(name, METHODS)}")
+        raise ValueError(
+            f"sam={name!r} is not a method; choose from {', '.join(METHODS)}{nearest(name, METHODS)}"
+        )
     known = {f.name: f for f in fields(METHODS[name]) if not f.metadata.get("python")}
     for key in options:
         if key not in known or key == "rho":
             others = [k for k in known if k != "rho"]
             listed = f"it has {', '.join(others)}" if others else "it has none besides sam_rho"
-            raise ValueError(f"sam_options: {name!r} has no option {key!r}; {listed}{nearest(key, others)}")
+            raise ValueError(
+                f"sam_options: {name!r} has no option {key!r}; {listed}{nearest(key, others)}"
+            )
     values = dict(options)
     if rho is not None and name != "none":
         values["rho"] = parse_rho(rho)
@@ -165,7 +193,9 @@ def parse_options(options: Mapping[str, Any] | str | None) -> dict[str, Any]:
     for item in options.split(","):
         key, equals, value = item.partition("=")
         if not equals or not key.strip():
-            raise ValueError(f"sam_options={options!r}: {item!r} is not NAME=VALUE; write for example gamma=0.5,beta=0.6")
+            raise ValueError(
+                f"sam_options={options!r}: {item!r} is not NAME=VALUE; write for example gamma=0.5,beta=0.6"
+            )
         found[key.strip()] = _value(value.strip())
     return found
 
@@ -189,18 +219,26 @@ def parse_when(when: str | Schedule) -> Schedule:
     return from_text("sam_when", when, SCHEDULES, "random:...")
 
 
-def from_text(argument: str, text: str, known: Mapping[str, type], also: str = "", prefix: str = "") -> Any:
+def from_text(
+    argument: str, text: str, known: Mapping[str, type], also: str = "", prefix: str = ""
+) -> Any:
     """Return `known[name](a, b, ...)` for the text `name:a:b:...` with numbers."""
     name, *words = str(text).split(":")
     listed = ", ".join([*([also] if also else []), *(prefix + k for k in known)])
     if name not in known:
-        raise ValueError(f"{argument}={prefix}{text}: {name!r} is unknown; choose from {listed}{nearest(name, known)}")
+        raise ValueError(
+            f"{argument}={prefix}{text}: {name!r} is unknown; choose from {listed}{nearest(name, known)}"
+        )
     try:
         return known[name](*map(float, words))
     except TypeError:
-        raise ValueError(f"{argument}={prefix}{text}: wrong number of values; write {prefix}{_form(known[name])}") from None
+        raise ValueError(
+            f"{argument}={prefix}{text}: wrong number of values; write {prefix}{_form(known[name])}"
+        ) from None
     except ValueError as error:
-        raise ValueError(f"{argument}={prefix}{text}: {error}; write {prefix}{_form(known[name])}") from None
+        raise ValueError(
+            f"{argument}={prefix}{text}: {error}; write {prefix}{_form(known[name])}"
+        ) from None
 
 
 def _form(kind: type) -> str:
@@ -208,7 +246,9 @@ def _form(kind: type) -> str:
     import inspect
 
     parameters = list(inspect.signature(kind).parameters.values())
-    parts = [f":{p.name.upper()}" if p.default is p.empty else f"[:{p.name.upper()}]" for p in parameters]
+    parts = [
+        f":{p.name.upper()}" if p.default is p.empty else f"[:{p.name.upper()}]" for p in parameters
+    ]
     return kind.__name__ + "".join(parts)
 
 
@@ -221,4 +261,6 @@ def _value(text: str) -> Any:
 
 def _one_of(argument: str, value: str, allowed: tuple[str, ...]) -> None:
     if value not in allowed:
-        raise ValueError(f"{argument}={value!r} is not one of {', '.join(allowed)}{nearest(value, allowed)}")
+        raise ValueError(
+            f"{argument}={value!r} is not one of {', '.join(allowed)}{nearest(value, allowed)}"
+        )

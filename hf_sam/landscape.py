@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import copy
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -13,7 +15,7 @@ from torch import Tensor
 
 from .engine.perturbation import Perturbation
 from .engine.sharding import Engine
-from .engine.slicing import examples
+from .engine.slicing import contiguous_groups, examples, take, weight
 from .vector import Vector
 
 
@@ -71,7 +73,8 @@ class Landscape:
             methods that select examples.
         shares: weight of each micro-batch's mean loss; default: by examples, adding up to 1.
         where: which parameters are perturbed; default: all.
-        sample: draws n training examples as a list of batches, for methods that look at data beyond the update's.
+        sample: draws n training examples, one batch each, for methods that look at data beyond the update's.
+        slicer: cuts and weighs batches, for those that are not tensors or mappings of tensors.
         engine: process, precision and replay mechanisms.
         on_phase: told "ascent", "perturb", "descent", "restore" as each begins.
     """
@@ -89,6 +92,7 @@ class Landscape:
         shares: Sequence[Any] | None = None,
         where: Sequence[bool] | None = None,
         sample: Callable[[int, torch.Generator], list[Any]] | None = None,
+        slicer: Slicer | None = None,
         engine: Engine | None = None,
         on_phase: Callable[[str], None] | None = None,
     ) -> None:
@@ -103,47 +107,83 @@ class Landscape:
         self.where = list(where) if where is not None else [True] * len(self.params)
         self.engine = engine or Engine()
         self.on_phase = on_phase or (lambda phase: None)
+        self.slicer = slicer or Slicer()
         self._sample = sample
         self._replay = self.engine.replay.fresh()
         self._generator: torch.Generator | None = None
         self._here: list[bool] | None = None
         self._peeked: Vector | None = None
         self._aside: list[Perturbation] = []
+        self._averaged = "pass"
+        self._comparable = True
         self.loss: Tensor | None = None
+        self.losses: list[Tensor] = []
         self.readings: dict[str, Tensor] = {}
 
     # -- asking ---------------------------------------------------------------------------------
 
-    def gradient(self, local_ok: bool = False) -> Vector:
+    def gradient(
+        self,
+        local_ok: bool = False,
+        *,
+        only: Sequence[bool] | None = None,
+        with_losses: bool = False,
+        fraction: float = 1.0,
+    ) -> Vector:
         """Return the gradient where the weights stand now: one pass over all micro-batches.
 
-        A parameter that had no gradient in the update's first pass has none (`None`) in any later one.
+        A parameter that had no gradient in the update's first whole pass has none (`None`) in any later one.
 
         Args:
             local_ok: the gradient only serves to perturb, so it may stay this rank's own.
+            only: compute it for these parameters alone, and save the work of the others.
+            with_losses: leave the per-example losses, a tensor (B,) per micro-batch, in `losses`.
+            fraction: of the examples of each micro-batch, from its beginning, that the pass looks at.
         """
         if self._peeked is not None and not self._aside:
             here, self._peeked = self._peeked, None
             return here
         self.on_phase("descent" if self._aside else "ascent")
-        together = not (local_ok and self.engine.local_ascent)
-        loss = None
-        with self._replay():
-            for i, (batch, share) in enumerate(zip(self.batches, self.shares, strict=True)):
-                now = together and i == len(self.batches) - 1
-                with nullcontext() if now else self.engine.no_sync(own=not together):
-                    part = self.backward(batch, share)
-                loss = part if loss is None else loss + part
-        assert loss is not None, "a Landscape needs at least one batch"
-        vector = Vector(self.engine.take(self.params), self.engine.total)
-        if self._here is None:
+        data = self if fraction == 1.0 else self._beginnings(fraction)
+        how = self.engine.how(local_ok, only is not None, self._averaged)
+        with self._replay(), self.engine.only(self.params, only):
+            loss = data._passes(how.together, with_losses)
+            vector = Vector(self.engine.take(self.params), self.engine.total)
+        if with_losses:
+            self.losses = data.losses
+        if only is not None:
+            vector = vector.keep(only)
+        if how.averaged:
+            vector = self.together(vector)
+        if self._here is None and only is None and how.shared:
             self._here = [t is not None for t in vector]
-        vector = vector.keep(self._here)
-        if self.loss is None:
-            self.loss = loss
-        elif len(self._aside) == 1 and "sharpness" not in self.readings:
-            self._read_descent(loss, vector)
+        vector = vector if self._here is None else vector.keep(self._here)
+        self._read(loss, vector, comparable=fraction == 1.0)
         return vector
+
+    def _passes(self, together: bool, with_losses: bool) -> Tensor:
+        """Run forward and backward over all micro-batches; return the `()` loss."""
+        total = None
+        self.losses = []
+        for i, (batch, share) in enumerate(zip(self.batches, self.shares, strict=True)):
+            now = together and i == len(self.batches) - 1
+            with nullcontext() if now else self.engine.no_sync(own=not together):
+                part = self.backward(batch, share, **({"with_losses": True} if with_losses else {}))
+            if with_losses:
+                part, losses = part
+                self.losses.append(losses)
+            total = part if total is None else total + part
+        assert total is not None, "a Landscape needs at least one batch"
+        return total
+
+    def losses_here(self) -> list[Tensor]:
+        """Return the per-example losses where the weights stand now: a forward without a graph, (B,) per micro-batch."""
+        if self.per_example is None:
+            raise ValueError(
+                "this Landscape was built without `per_example`: pass a function batch -> losses of shape (B,)"
+            )
+        with self._replay():
+            return [self.per_example(batch) for batch in self.batches]
 
     def peek(self) -> Vector:
         """Return the gradient at w for a look; the next `gradient()` at w hands over the same vector, once."""
@@ -175,15 +215,103 @@ class Landscape:
     def generator(self) -> torch.Generator:
         """A CPU generator of this update's own, a function of (seed, step), equal on all ranks."""
         if self._generator is None:
-            mixed = (self.seed * 0x9E3779B97F4A7C15 + self.progress.step * 0xD1B54A32D192ED03 + 1) % (1 << 63)
+            mixed = (
+                self.seed * 0x9E3779B97F4A7C15 + self.progress.step * 0xD1B54A32D192ED03 + 1
+            ) % (1 << 63)
             self._generator = torch.Generator().manual_seed(mixed)
         return self._generator
 
     def sample(self, n: int) -> list[Any]:
         """Draw n training examples as a list of batches, by this update's generator."""
         if self._sample is None:
-            raise ValueError("this Landscape was built without `sample`: pass a function (n, generator) -> batches")
+            raise ValueError(
+                "this Landscape was built without `sample`: pass a function (n, generator) -> batches"
+            )
         return self._sample(n, self.generator)
+
+    # -- parts of the data ----------------------------------------------------------------------
+
+    def select(self, keep: Sequence[Tensor]) -> Landscape:
+        """Return the loss of chosen examples, for the update's second pass.
+
+        Args:
+            keep: positions of the chosen examples, (K,) per micro-batch.
+        """
+        return self._part([(i, index) for i, index in enumerate(keep)])
+
+    def _beginnings(self, fraction: float) -> Landscape:
+        sizes = [self.slicer.size(batch) for batch in self.batches]
+        return self._part([(i, slice(0, math.ceil(fraction * n))) for i, n in enumerate(sizes)])
+
+    def _part(self, pieces: Sequence[tuple[int, Tensor | slice]]) -> Landscape:
+        """Return this update's loss on the pieces (micro-batch, examples), scaled up to this Landscape's whole share."""
+        part = copy.copy(self)
+        part.batches = [self.slicer.take(self.batches[i], index) for i, index in pieces]
+        weights = self._weights_of(pieces, part.batches)
+        whole, kept = sum(self.shares), sum(weights)
+        part.shares = [w * whole / kept for w in weights]
+        return part
+
+    def _weights_of(self, pieces: Sequence[tuple[int, Any]], batches: Sequence[Any]) -> list[Any]:
+        """Return the share of each piece in this Landscape: its micro-batch's, by examples or labelled tokens."""
+        of = self.slicer.weight
+        return [
+            self.shares[i] * (of(batch) / _at_least_one(of(self.batches[i])))
+            for (i, _), batch in zip(pieces, batches, strict=True)
+        ]
+
+    def shards(
+        self, groups: int | None, *, descent_only: bool = False
+    ) -> Iterator[tuple[Any, Landscape]]:
+        """Yield (share, Landscape) of contiguous groups of the examples; afterwards the readings are their means.
+
+        Each is an update's loss in its own right, with its first pass and its own replay.
+
+        Args:
+            groups: how many; None makes a group of every micro-batch.
+            descent_only: only the last gradient of a group matters, and the caller averages the sum over ranks by
+                `together`; otherwise each pass of a group is averaged over ranks by itself.
+        """
+        sizes = [self.slicer.size(batch) for batch in self.batches]
+        cut = (
+            [[(i, slice(0, n))] for i, n in enumerate(sizes)]
+            if groups is None
+            else contiguous_groups(sizes, groups)
+        )
+        done: list[tuple[Any, Landscape]] = []
+        for pieces in cut:
+            part = self._part(pieces)
+            share = sum(self._weights_of(pieces, part.batches))
+            part.shares = [s / sum(self.shares) for s in part.shares]
+            part._replay, part._aside, part.readings = self.engine.replay.fresh(), [], {}
+            part.loss, part._here, part._peeked = None, None, None
+            part._averaged = "caller" if descent_only else "itself"
+            yield share, part
+            done.append((share, part))
+        self._merge(done)
+
+    def _merge(self, done: list[tuple[Any, Landscape]]) -> None:
+        """Take over the groups' loss and readings."""
+        self.loss = sum(share * part.loss for share, part in done)  # type: ignore[misc, assignment]
+        whole = sum(share for share, _ in done)
+        for name in {name for _, part in done for name in part.readings} - {"skipped"}:
+            parts = [(share, part.readings[name]) for share, part in done if name in part.readings]
+            self.readings[name] = sum(share / whole * value for share, value in parts)  # type: ignore[assignment]
+        for _, part in done:
+            if "skipped" in part.readings:
+                self.skip(part.readings["skipped"])
+
+    def together(self, update: Vector) -> Vector:
+        """Average a vector over ranks; a parameter that is missing on some of them counts as zero there."""
+        return Vector(self.engine.average_gradients_(self.params, list(update)), self.engine.total)
+
+    def example_gradients(self, n: int) -> Iterator[Vector]:
+        """Yield this rank's share of the gradients of n drawn training examples at w, one by one, leaving no trace."""
+        with self.engine.replay.no_trace():
+            for batch in self.sample(n):
+                with self.engine.no_sync(own=True):
+                    self.backward(batch, 1.0)
+                yield Vector(self.engine.take(self.params), self.engine.total)
 
     # -- stepping aside -------------------------------------------------------------------------
 
@@ -197,8 +325,9 @@ class Landscape:
         self.on_phase("perturb")
         size = eps.norm()
         ok = torch.isfinite(size) & (size > 0)
-        if "sharpness" not in self.readings:
+        if "grad_cosine" not in self.readings:
             self.readings["perturbation_norm"] = torch.where(ok, size, torch.zeros_like(size))
+        self.engine.before_perturbing(self.params, eps)
         with Perturbation(self.params, eps, ok) as aside:
             self._aside.append(aside)
             try:
@@ -212,13 +341,38 @@ class Landscape:
         before = self.readings.get("skipped")
         self.readings["skipped"] = skipped if before is None else before | skipped
 
-    def _read_descent(self, loss: Tensor, there: Vector) -> None:
-        """Read sharpness, and the cosine between the perturbation and the gradient there."""
-        assert self.loss is not None
-        self.readings["sharpness"] = loss - self.loss
-        along = self.engine.total(self._aside[0].displacement_dot(there, self.params))
-        lengths = self.readings["perturbation_norm"] * there.norm()
-        self.readings["grad_cosine"] = torch.where(lengths > 0, along / lengths, torch.zeros_like(along))
+    def _read(self, loss: Tensor, vector: Vector, comparable: bool) -> None:
+        """Read the clean loss from the first pass; sharpness and cosine from the first perturbed one after it."""
+        if self.loss is None:
+            self.loss = loss
+            self._comparable = comparable
+        elif len(self._aside) == 1 and "grad_cosine" not in self.readings:
+            if self._comparable:
+                self.readings.setdefault("sharpness", loss - self.loss)
+            along = self.engine.total(self._aside[0].displacement_dot(vector, self.params))
+            lengths = self.readings["perturbation_norm"] * vector.norm()
+            none = torch.zeros_like(along)
+            self.readings["grad_cosine"] = torch.where(lengths > 0, along / lengths, none)
+
+
+class Slicer:
+    """How a Landscape counts, weighs and chooses examples: here of tensors, and mappings and tuples of them."""
+
+    def size(self, batch: Any) -> int:
+        """Return the number of examples, B."""
+        return examples(batch)
+
+    def weight(self, batch: Any) -> Any:
+        """Return what the batch's mean loss is a mean over: labelled tokens or examples."""
+        return weight(batch)
+
+    def take(self, batch: Any, index: Tensor | slice) -> Any:
+        """Return the batch of the chosen examples."""
+        return take(batch, index)
+
+
+def _at_least_one(count: Any) -> Any:
+    return count.clamp(min=1) if isinstance(count, Tensor) else max(count, 1)
 
 
 def _by_examples(batches: Sequence[Any]) -> list[float]:

@@ -16,19 +16,21 @@ class Readings:
 
     def __init__(self) -> None:
         self._sums: dict[str, Tensor] = {}
+        self._counts: dict[str, int] = {}
         self._updates = 0
         self._perturbed = 0
 
     def add(self, readings: dict[str, Tensor]) -> None:
         """Take one update's readings, `()` tensors; without a perturbation it counts as a plain update."""
         self._updates += 1
-        if "sharpness" not in readings:
+        if "perturbation_norm" not in readings:
             return
         self._perturbed += 1
         for name in (*MEANS, "skipped"):
             if name in readings:
                 value = readings[name].detach().to(torch.float32)
                 self._sums[name] = self._sums[name] + value if name in self._sums else value
+                self._counts[name] = self._counts.get(name, 0) + 1
 
     def drain(self, average_: Callable[[Sequence[Tensor]], None]) -> dict[str, float]:
         """Return the log values, means over perturbed updates and ranks, with a single look at the device."""
@@ -37,9 +39,11 @@ class Readings:
         logs = {"sam/share_perturbed_updates": self._perturbed / self._updates}
         if self._perturbed:
             names = list(self._sums)
-            values = torch.stack([self._sums[name].to(self._sums[names[0]].device) for name in names])
+            values = torch.stack([
+                self._sums[name].to(self._sums[names[0]].device) for name in names
+            ])
             average_([values])
             for name, value in zip(names, values.tolist(), strict=True):
-                logs[f"sam/{name}"] = value if name == "skipped" else value / self._perturbed
+                logs[f"sam/{name}"] = value if name == "skipped" else value / self._counts[name]
         self.__init__()  # type: ignore[misc]
         return logs

@@ -5,7 +5,9 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,10 +16,12 @@ from transformers import Trainer
 
 from .arguments import build_method, option
 from .engine.checkpoint import load_state, save_state
+from .engine.per_example import per_example_losses
 from .engine.replay import Replay, norm_buffers
 from .engine.scaling import honours_num_items
 from .engine.sharding import AcceleratedEngine
 from .engine.support import check_engine, check_optimizer
+from .engine.window import Batch, BatchSlicer, Window, check_cuttable, draw, natural_shares
 from .landscape import Landscape, Progress
 from .methods import Method, Plain
 from .parts.where import choose
@@ -26,17 +30,17 @@ from .readings import Readings
 logger = logging.getLogger(__name__)
 
 
-class Window:
-    """The micro-batches of one update, as they come in."""
+@dataclass
+class Pass:
+    """What `compute_loss` is told about the pass that it is called in.
 
-    def __init__(self, size: int) -> None:
-        self.size = size
-        self.inputs: list[Any] = []
+    Attributes:
+        share: the loss is multiplied by it; None where Trainer's own scaling is the right one.
+        losses: filled with the per-example losses (B,) where they are wanted.
+    """
 
-    def add(self, inputs: Any) -> bool:
-        """Take one micro-batch; return whether the window is full."""
-        self.inputs.append(inputs)
-        return len(self.inputs) == self.size
+    share: Any = None
+    losses: list[Tensor] | None = None
 
 
 class SAMMixin:
@@ -47,6 +51,8 @@ class SAMMixin:
 
     Args:
         sam: a key of `METHODS` (overrides `args.sam`), a method object (copied), or None for what `args` say.
+        per_example_loss_func: `f(outputs, labels)` returns losses of shape (B,), for methods that select examples
+            under a loss of your own.
         *args: as the Trainer behind takes them.
         **kwargs: as the Trainer behind takes them.
 
@@ -54,8 +60,17 @@ class SAMMixin:
         ValueError: a method, option, schedule, optimizer, parameter pattern or engine that is not allowed.
     """
 
-    def __init__(self, *args: Any, sam: str | Method | None = None, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        *args: Any,
+        sam: str | Method | None = None,
+        per_example_loss_func: Callable[[Any, Tensor], Tensor] | None = None,
+        **kwargs: Any,
+    ) -> None:
         self._sam_given = sam
+        self._per_example_loss_func = per_example_loss_func
+        self._pass: Pass | None = None
+        self._counting = False
         self._window: Window | None = None
         self._honours: bool | None = None
         self._orphan_warned = False
@@ -65,9 +80,10 @@ class SAMMixin:
         self._method = build_method(self.args, sam)
         check_engine(self)
         if not any(p.requires_grad for p in self.model.parameters()):
-            raise ValueError("model has no trainable parameter: unfreeze some (requires_grad_), or add an adapter")
-        if self.optimizer is not None:
-            check_optimizer(self.optimizer, self.args)
+            raise ValueError(
+                "model has no trainable parameter: unfreeze some (requires_grad_), or add an adapter"
+            )
+        check_optimizer(self.optimizer, self.args)
 
     # -- one run --------------------------------------------------------------------------------
 
@@ -78,22 +94,42 @@ class SAMMixin:
         self._readings = Readings()
         return super()._inner_training_loop(batch_size, *args, **kwargs)
 
-    def _prepare_for_training(self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: Any) -> Any:
+    def _prepare_for_training(
+        self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: Any
+    ) -> Any:
         """Look at the parameters once the optimizer exists, and take over a checkpoint's method state."""
-        model, loader = super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
+        model, loader = super()._prepare_for_training(
+            max_steps, train_dataloader, resume_from_checkpoint
+        )
         check_optimizer(self.optimizer, self.args)
         self._params = [p for group in self.optimizer.param_groups for p in group["params"]]
         names = {id(p): name for name, p in self.model.named_parameters()}
         self._names = [names.get(id(p), f"optimizer.{i}") for i, p in enumerate(self._params)]
         self._where = choose(option(self.args, "sam_where"), self._params, self._names, self.model)
         inside = {id(p) for p in self._params}
-        self._strays = [p for p in self.model.parameters() if p.requires_grad and id(p) not in inside]
+        self._strays = [
+            p for p in self.model.parameters() if p.requires_grad and id(p) not in inside
+        ]
+        self._warn_never(max_steps)
         self._replay = self._new_replay()
-        self._engine = AcceleratedEngine(self.accelerator, model, self._replay, self._local_ascent())
+        self._engine = AcceleratedEngine(
+            self.accelerator, model, self._replay, self._local_ascent(), self._reentrant()
+        )
+        if self._method.cuts:
+            check_cuttable(self, self._method.describe()["name"])
         if resume_from_checkpoint is not None:
             described = self._method.describe()
-            self._method.load_state_dict(load_state(resume_from_checkpoint, described, self._names, self._params))
+            self._method.load_state_dict(
+                load_state(resume_from_checkpoint, described, self._names, self._params)
+            )
         return model, loader
+
+    def _warn_never(self, total: int) -> None:
+        when = self._method.when
+        if when is not None and not when.ever(total, self.args.get_warmup_steps(total)):
+            logger.warning(
+                f"SAM never starts in this run: the schedule {when} picks none of its {total} updates."
+            )
 
     def _new_replay(self) -> Replay:
         devices = {p.device for p in self.model.parameters()}
@@ -104,15 +140,30 @@ class SAMMixin:
         sync = option(self.args, "sam_ascent_sync")
         return sync == "local" or (sync == "auto" and self._method.local_ascent)
 
+    def _reentrant(self) -> bool:
+        """Whether activations may be checkpointed in the mode that cannot compute some gradients only."""
+        for name in ("activation_checkpointing", "gradient_checkpointing"):
+            if name in self.args.__dict__ and getattr(self.args, name):
+                return (getattr(self.args, f"{name}_kwargs", None) or {}).get(
+                    "use_reentrant"
+                ) is not False
+        return bool(getattr(self.model, "is_gradient_checkpointing", False))
+
     # -- one update -----------------------------------------------------------------------------
 
-    def get_batch_samples(self, epoch_iterator: Iterator, num_batches: int, device: torch.device) -> Any:
+    def get_batch_samples(
+        self, epoch_iterator: Iterator, num_batches: int, device: torch.device
+    ) -> Any:
         """Open a window for exactly the micro-batches of the next update."""
+        self._counting = True
         batches, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
-        self._window = Window(len(batches))
+        self._counting = False
+        self._window = Window(len(batches), num_items)
         return batches, num_items
 
-    def training_step(self, model: nn.Module, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
+    def training_step(
+        self, model: nn.Module, inputs: Any, num_items_in_batch: Any = None
+    ) -> Tensor:
         """Collect a micro-batch; with the update's last one run the method and write its result to `p.grad`.
 
         Returns:
@@ -134,31 +185,85 @@ class SAMMixin:
         model.train()
         if callable(getattr(self.optimizer, "train", None)):
             self.optimizer.train()
-        at = self._landscape(model, window, num_items_in_batch)
+        self._engine.start()
+        at = self._landscape(model, window)
         update = self._method(at)
-        self._engine.give(self._params, update)
+        overflow = self._engine.give(self._params, update)
+        if overflow is not None:
+            at.skip(overflow)
         self._readings.add(at.readings)
         assert at.loss is not None
         return at.loss
 
-    def _landscape(self, model: nn.Module, window: Window, num_items: Any) -> Landscape:
-        """Return the loss of the window's data; for a whole window Trainer does all scaling."""
-
-        def backward(inputs: Any, share: Any = 1.0) -> Tensor:
-            for stray in self._strays:
-                stray.grad = None
-            return super(SAMMixin, self).training_step(model, copy.copy(inputs), num_items)
-
+    def _landscape(self, model: nn.Module, window: Window) -> Landscape:
+        """Return the loss of the window's data as a function of the weights."""
+        slicer = BatchSlicer(self._loss_shifts_labels, getattr(self, "take", None))
         return Landscape(
             self._params,
-            window.inputs,
-            backward,
+            window.batches,
+            partial(self._backward, model, window),
             progress=self._progress(),
             seed=self.args.seed,
             names=self._names,
+            per_example=partial(self._forward_per_example, model),
+            shares=natural_shares(window, slicer, self.accelerator.num_processes),
             where=self._where,
+            sample=partial(draw, self),
+            slicer=slicer,
             engine=self._engine,
         )
+
+    def _backward(
+        self, model: nn.Module, window: Window, batch: Batch, share: Any, with_losses: bool = False
+    ) -> Any:
+        """Run the class's own `training_step`, which for a whole micro-batch does all scaling itself."""
+        for stray in self._strays:
+            stray.grad = None
+        if batch.drawn:
+            return self._backward_drawn(model, batch)
+        losses: list[Tensor] | None = [] if with_losses else None
+        self._pass = Pass(None if batch.whole else share, losses)
+        steps, num_items = self.current_gradient_accumulation_steps, window.num_items
+        try:
+            if not batch.whole:
+                self.current_gradient_accumulation_steps = 1
+                num_items = self._items_of(batch, num_items)
+            loss = super().training_step(model, copy.copy(batch.inputs), num_items)
+        finally:
+            self.current_gradient_accumulation_steps, self._pass = steps, None
+        return loss if losses is None else (loss, losses[0])
+
+    def _items_of(self, batch: Batch, num_items: Any) -> Any:
+        """Return the count for which Trainer computes a part's own mean: over ranks it multiplies by their number."""
+        if num_items is None:
+            return None
+        count = super()._get_num_items_in_batch([batch.inputs], self.args.device)
+        if self.args.average_tokens_across_devices or count is None:
+            slicer = BatchSlicer(self._loss_shifts_labels)
+            count = slicer.weight(batch) * self.accelerator.num_processes
+        return torch.as_tensor(count, device=self.args.device).clamp(min=1)
+
+    def _backward_drawn(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Run forward and backward of a drawn example, without dropout and with the running statistics."""
+        model.eval()
+        try:
+            with self.compute_loss_context_manager():
+                loss = super().compute_loss(model, copy.copy(batch.inputs))
+            self.accelerator.backward(loss)
+        finally:
+            model.train()
+        return loss.detach()
+
+    def _forward_per_example(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Return the losses (B,) where the weights stand, of a forward in training mode without a graph."""
+        self._pass = Pass(losses=[])
+        try:
+            with torch.no_grad(), self.compute_loss_context_manager():
+                self.compute_loss(model, self._prepare_inputs(copy.copy(batch.inputs)))
+            assert self._pass.losses is not None
+            return self._pass.losses[0]
+        finally:
+            self._pass = None
 
     def _progress(self) -> Progress:
         total = self.state.max_steps
@@ -189,7 +294,7 @@ class SAMMixin:
         """
         num_items = super()._get_num_items_in_batch(batch_samples, device)
         matters = self.args.gradient_accumulation_steps > 1 or self.args.world_size > 1
-        if num_items is not None and self._honours is None and matters and self.model.training:
+        if num_items is not None and self._honours is None and matters and self._counting:
             self._honours = self._ask_loss(batch_samples[0], num_items)
             if self._honours is False:
                 logger.warning(
@@ -213,13 +318,34 @@ class SAMMixin:
             answer = None if said.item() == 2 else bool(said.item())
         return answer
 
-    def compute_loss(self, model: nn.Module, inputs: Any, *args: Any, **kwargs: Any) -> Any:
-        """Compute the loss as the class behind; divide a custom loss that ignores the count, as Trainer will not."""
-        result = super().compute_loss(model, inputs, *args, **kwargs)
-        if self.compute_loss_func is None or self._honours is not False or not model.training:
-            return result
-        steps = self.current_gradient_accumulation_steps
-        return (result[0] / steps, *result[1:]) if isinstance(result, tuple) else result / steps
+    def compute_loss(
+        self, model: nn.Module, inputs: Any, return_outputs: bool = False, **kwargs: Any
+    ) -> Any:
+        """Compute the loss as the class behind, with the scale and the per-example losses that a pass wants."""
+        now = self._pass or Pass()
+        labels = inputs.get("labels") if now.losses is not None else None
+        with_outputs = return_outputs or now.losses is not None
+        result = super().compute_loss(model, inputs, return_outputs=with_outputs, **kwargs)
+        loss, outputs = result if with_outputs else (result, None)
+        if now.losses is not None:
+            now.losses.append(self._per_example(outputs, labels))
+        if self.compute_loss_func is not None and self._honours is False and model.training:
+            loss = loss / self.current_gradient_accumulation_steps  # which Trainer will not do
+        if now.share is not None:
+            loss = loss * now.share
+        return (loss, outputs) if return_outputs else loss
+
+    def _per_example(self, outputs: Any, labels: Any) -> Tensor:
+        if self._per_example_loss_func is not None:
+            return self._per_example_loss_func(outputs, labels).detach()
+        if self.compute_loss_func is not None:
+            raise ValueError(
+                "the loss of single examples is unknown beside compute_loss_func: give SAMTrainer("
+                "per_example_loss_func=f) with f(outputs, labels) -> losses of shape (B,)"
+            )
+        smoothing = self.label_smoother.epsilon if self.label_smoother is not None else 0.0
+        shifted, config = self._loss_shifts_labels, self.model.config
+        return per_example_losses(outputs, labels, config, shifted=shifted, smoothing=smoothing)
 
     # -- logs, checkpoints, cards ---------------------------------------------------------------
 
@@ -247,7 +373,10 @@ class SAMMixin:
         """The method with all its options, and where and how it is applied, as JSON can hold it."""
         names = ("sam_when", "sam_where", "sam_accumulation", "sam_ascent_sync")
         names += ("sam_replay_rng", "sam_freeze_norm_stats")
-        return {"method": self._method.describe(), **{name: option(self.args, name) for name in names}}
+        return {
+            "method": self._method.describe(),
+            **{name: option(self.args, name) for name in names},
+        }
 
 
 class SAMTrainer(SAMMixin, Trainer):

@@ -67,7 +67,11 @@ class Vector(Sequence[Tensor | None]):
     def add_(self, other: Vector, scale: Scalar = 1.0) -> Vector:
         """Add `scale * other` in place and return self; entries missing here are copied from `other`."""
         self._norm = None
-        both = [i for i, (a, b) in enumerate(zip(self, other, strict=True)) if a is not None and b is not None]
+        both = [
+            i
+            for i, (a, b) in enumerate(zip(self, other, strict=True))
+            if a is not None and b is not None
+        ]
         for mine, (theirs,) in _groups(self.tensors, both, other.tensors):
             if isinstance(scale, Tensor):
                 torch._foreach_add_(mine, torch._foreach_mul(theirs, scale.to(mine[0].device)))
@@ -95,7 +99,22 @@ class Vector(Sequence[Tensor | None]):
         """Multiply by a number or a `()` tensor in place and return self."""
         self._norm = None
         for mine, _ in _groups(self.tensors, self.present):
-            torch._foreach_mul_(mine, factor.to(mine[0].device) if isinstance(factor, Tensor) else factor)
+            torch._foreach_mul_(
+                mine, factor.to(mine[0].device) if isinstance(factor, Tensor) else factor
+            )
+        return self
+
+    def where_(self, ok: Tensor, other: Vector | None = None) -> Vector:
+        """Put `other` (zero where it has no entry) in place unless the `()` bool tensor `ok` is true; return self.
+
+        Decided on the device: what keeps a non-finite value out of a method's state.
+        """
+        self._norm = None
+        for i, (a, b) in enumerate(zip(self, other or [None] * len(self), strict=True)):
+            if a is not None:
+                torch.where(ok.to(a.device), a, torch.zeros_like(a) if b is None else b, out=a)
+            elif b is not None:
+                self.tensors[i] = torch.where(ok.to(b.device), torch.zeros_like(b), b)
         return self
 
     def dot(self, other: Vector) -> Tensor:

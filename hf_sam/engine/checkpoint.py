@@ -22,14 +22,18 @@ TENSORS = "sam_state.safetensors"
 SEPARATOR = "//"
 
 
-def save_state(folder: str | Path, method: dict[str, Any], state: dict[str, StateValue], names: Sequence[str]) -> None:
+def save_state(
+    folder: str | Path, method: dict[str, Any], state: dict[str, StateValue], names: Sequence[str]
+) -> None:
     """Write a method's description and state into a checkpoint folder."""
     tensors: dict[str, Tensor] = {}
     numbers: dict[str, int | float] = {}
     for key, value in state.items():
         if isinstance(value, Vector):
             entries = zip(names, value, strict=True)
-            tensors.update((f"{key}{SEPARATOR}{n}", t.contiguous()) for n, t in entries if t is not None)
+            tensors.update(
+                (f"{key}{SEPARATOR}{n}", t.contiguous()) for n, t in entries if t is not None
+            )
         elif isinstance(value, Tensor):
             tensors[key] = value.contiguous()
         else:
@@ -52,7 +56,9 @@ def load_state(
     path = Path(folder) / DESCRIPTION
     if not path.is_file():
         if method["name"] != "Plain":
-            logger.warning(f"{folder} was saved without SAM; {method['name']} starts here with fresh state.")
+            logger.warning(
+                f"{folder} was saved without SAM; {method['name']} starts here with fresh state."
+            )
         return {}
     saved = json.loads(path.read_text(encoding="utf-8"))
     if kind(saved["method"]) != kind(method):
@@ -66,7 +72,9 @@ def load_state(
     state: dict[str, StateValue] = dict(saved["numbers"])
     for key in saved["vectors"]:
         found = [tensors.pop(f"{key}{SEPARATOR}{name}", None) for name in names]
-        state[key] = Vector(None if t is None else t.to(p.device) for t, p in zip(found, params, strict=True))
+        state[key] = Vector(
+            None if t is None else t.to(p.device) for t, p in zip(found, params, strict=True)
+        )
     device = params[0].device if params else torch.device("cpu")
     state.update((key, t.to(device)) for key, t in tensors.items() if SEPARATOR not in key)
     return state
@@ -75,5 +83,11 @@ def load_state(
 def kind(method: dict[str, Any]) -> str:
     """Return the names of a described method and of the parts in it: what its state belongs to."""
     inner = [kind(v) for v in method.values() if isinstance(v, dict)]
-    inner += [kind(v) for value in method.values() if isinstance(value, list) for v in value if isinstance(v, dict)]
+    inner += [
+        kind(v)
+        for value in method.values()
+        if isinstance(value, list)
+        for v in value
+        if isinstance(v, dict)
+    ]
     return method["name"] + (f"({', '.join(inner)})" if inner else "")

@@ -43,14 +43,19 @@ class Perturbation:
 
     @torch.no_grad()
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         for pairs in _chunks(self._saved):
             torch._foreach_copy_([p for p, _ in pairs], [saved for _, saved in pairs])
         self._saved = []
 
     @torch.no_grad()
-    def displacement_dot(self, vector: Sequence[Tensor | None], params: Sequence[Tensor]) -> list[Tensor | None]:
+    def displacement_dot(
+        self, vector: Sequence[Tensor | None], params: Sequence[Tensor]
+    ) -> list[Tensor | None]:
         """Return per parameter the `()` inner product of the step taken (as rounded) with `vector`'s entry."""
         saved = {id(p): s for p, s in self._saved}
         sums: list[Tensor | None] = [None] * len(params)
@@ -68,7 +73,10 @@ def _chunks(pairs: list[tuple[Tensor, Tensor]]) -> Iterator[list[tuple[Tensor, T
     size = 0
     for pair in pairs:
         tensor = pair[0]
-        new_kind = bool(run) and (run[0][0].device, run[0][0].dtype) != (tensor.device, tensor.dtype)
+        new_kind = bool(run) and (run[0][0].device, run[0][0].dtype) != (
+            tensor.device,
+            tensor.dtype,
+        )
         if run and (new_kind or size + tensor.numel() > CHUNK):
             yield run
             run, size = [], 0

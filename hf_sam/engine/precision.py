@@ -1,28 +1,145 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Loss scaling: a method sees unscaled gradients, Trainer's clipping and GradScaler see what they expect."""
+"""Loss scaling, and weights that are stored in 16 bits."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+import math
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
-def loss_scale(scaler: torch.amp.GradScaler | None) -> Tensor | None:
-    """Return the scale that the losses of this update are multiplied by, as a tensor, or None without a scaler.
+logger = logging.getLogger(__name__)
 
-    `get_scale()` would wait for the device; the scale is constant within an update.
+HALF = (torch.bfloat16, torch.float16)
+CHUNK = 1 << 20
+"""Elements looked at together when rounding is measured: the bound on scratch memory."""
+
+
+class LossScaling:
+    """Stands between a method, which sees unscaled gradients, and Trainer's GradScaler, if there is one.
+
+    GradScaler skips an update by what it finds in `.grad`, and so it would not see an overflow in a pass that only
+    served to perturb. Therefore non-finite gradients are noted in every pass, on the device, and the update that is
+    written back is NaN where any was found. Trainer's clipping and GradScaler then do what they do anyway.
+
+    Args:
+        accelerator: the Trainer's; its `scaler` is looked up each time, as it may be replaced.
     """
-    if scaler is None or not scaler.is_enabled():
-        return None
-    return scaler._scale
+
+    def __init__(self, accelerator: Accelerator) -> None:
+        self._accelerator = accelerator
+        self._found: dict[torch.device, Tensor] = {}
+
+    @property
+    def scale(self) -> Tensor | None:
+        """The `()` factor on this update's losses, None without a scaler; `get_scale()` would wait for the device."""
+        scaler = self._accelerator.scaler
+        return scaler._scale if scaler is not None and scaler.is_enabled() else None
+
+    def start(self) -> None:
+        """Forget what was found: a new update begins."""
+        self._found = {}
+
+    def unscale_(self, grads: Sequence[Tensor | None]) -> None:
+        """Divide the gradients of a pass by the scale in place, and note non-finite ones."""
+        if self.scale is None:
+            return
+        inverse = (
+            self.scale.double().reciprocal().float()
+        )  # as GradScaler does; exact for powers of two
+        for group in _by_kind(grads):
+            device = group[0].device
+            found = self._found.setdefault(device, torch.zeros((), device=device))
+            torch._amp_foreach_non_finite_check_and_unscale_(
+                group, found, inverse.to(device, non_blocking=True)
+            )
+
+    def overflow(self) -> Tensor | None:
+        """Return a `()` tensor, 1 if any pass of this update had a non-finite gradient, else 0; None without scaler."""
+        if self.scale is None:
+            return None
+        notes = [found.to(self.scale.device, non_blocking=True) for found in self._found.values()]
+        return torch.stack(notes).amax() if notes else torch.zeros_like(self.scale)
+
+    def scale_(self, update: Sequence[Tensor | None], overflow: Tensor) -> None:
+        """Multiply the update by the scale in place, by NaN after an overflow."""
+        assert self.scale is not None
+        factor = torch.where(overflow > 0, torch.full_like(self.scale, math.nan), self.scale)
+        for group in _by_kind(update):
+            torch._foreach_mul_(group, factor.to(group[0].device, non_blocking=True))
 
 
-def rescale_(tensors: Sequence[Tensor | None], scale: Tensor, inverse: bool = False) -> None:
-    """Multiply (or divide) the tensors by the scale in place; scales are powers of two, so this is exact."""
-    present = [t for t in tensors if t is not None]
-    for device in {t.device for t in present}:
-        group = [t for t in present if t.device == device]
-        factor = scale.to(device, non_blocking=True)
-        torch._foreach_mul_(group, factor.reciprocal() if inverse else factor)
+class RoundingWatch:
+    """Measures once how much of a perturbation survives in weights that are stored in 16 bits, and says so.
+
+    Args:
+        speaks: whether this process writes the warning.
+    """
+
+    def __init__(self, speaks: bool = True) -> None:
+        self._speaks = speaks
+        self._done = False
+
+    def __call__(self, params: Sequence[Tensor], eps: Sequence[Tensor | None]) -> None:
+        """Look at a perturbation that is about to be applied; one of length zero or NaN is left to the next call."""
+        if self._done:
+            return
+        pairs = [(p.detach(), e) for p, e in zip(params, eps, strict=True) if e is not None]
+        kinds = sorted({str(p.dtype).removeprefix("torch.") for p, _ in pairs if p.dtype in HALF})
+        if not kinds:
+            self._done = bool(pairs)
+            return
+        cosine, moved = what_rounding_leaves(pairs)
+        if math.isnan(cosine):
+            return
+        self._done = True
+        if self._speaks:
+            logger.warning(
+                f"Perturbed weights are stored in {' and '.join(kinds)}, which rounds the perturbation: {moved:.1%} of "
+                f"them move at all, and the cosine between the wanted and the actual perturbation is {cosine:.3f} (1 = "
+                "nothing is lost). Keep trainable weights in float32: load the model with dtype=torch.float32 and train "
+                "with bf16=True (autocast), or train LoRA adapters, which are float32 over a 16-bit base."
+            )
+
+
+@torch.no_grad()
+def what_rounding_leaves(pairs: Sequence[tuple[Tensor, Tensor]]) -> tuple[float, float]:
+    """Return how well `p + eps` can be stored.
+
+    Args:
+        pairs: parameters p and their perturbations eps.
+
+    Returns:
+        The cosine between all eps and all steps (p + eps) - p as stored, NaN where eps is zero or not finite; and the
+        share of elements that move at all. A perturbation that is lost completely has cosine 0.
+    """
+    sums = [torch.zeros(4, dtype=torch.float64, device=p.device) for p, _ in pairs]
+    for total, (param, eps) in zip(sums, pairs, strict=True):
+        for p, e in zip(param.flatten().split(CHUNK), eps.flatten().split(CHUNK), strict=True):
+            step, wanted = (e + p).double() - p.double(), e.double()
+            total += torch.stack([
+                step.dot(wanted),
+                step.dot(step),
+                wanted.dot(wanted),
+                step.count_nonzero(),
+            ])
+    along, square, wanted_square, moved = torch.stack([s.cpu() for s in sums]).sum(0).tolist()
+    if not 0 < wanted_square < math.inf:
+        return math.nan, math.nan
+    cosine = along / math.sqrt(square * wanted_square) if square > 0 else 0.0
+    return cosine, moved / sum(p.numel() for p, _ in pairs)
+
+
+def _by_kind(tensors: Sequence[Tensor | None]) -> Iterator[list[Tensor]]:
+    """Yield lists of the present tensors of one device and dtype each, as foreach kernels want them."""
+    kinds: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
+    for tensor in tensors:
+        if tensor is not None:
+            kinds.setdefault((tensor.device, tensor.dtype), []).append(tensor)
+    yield from kinds.values()

@@ -27,7 +27,10 @@ def random_state(devices: Iterable[torch.device] = ()) -> RandomState:
             if device.type == "mps":  # one device, whose functions take no device argument
                 state.append((module.set_rng_state, module.get_rng_state()))
             else:
-                state.append((lambda s, m=module, d=device: m.set_rng_state(s, d), module.get_rng_state(device)))
+                state.append((
+                    lambda s, m=module, d=device: m.set_rng_state(s, d),
+                    module.get_rng_state(device),
+                ))
     return state
 
 
@@ -78,10 +81,16 @@ class Replay:
         if self._start is None:
             self._start = random_state(self._devices) if self._rng else []
             yield
-            return
+        else:
+            with self.no_trace():
+                set_random_state(self._start)
+                yield
+
+    @contextmanager
+    def no_trace(self) -> Iterator[None]:
+        """Surround what must leave the generators and the running statistics as they were."""
         now = random_state(self._devices) if self._rng else []
         statistics = [b.clone() for b in self._buffers]
-        set_random_state(self._start)
         try:
             yield
         finally:

@@ -12,7 +12,9 @@ from torch import Tensor
 from .replay import Replay
 
 
-def honours_num_items(loss_of: Callable[[Tensor], Tensor], n: Tensor, replay: Replay) -> bool | None:
+def honours_num_items(
+    loss_of: Callable[[Tensor], Tensor], n: Tensor, replay: Replay
+) -> bool | None:
     """Return whether the loss halves when the number of items doubles; None where it cannot be told.
 
     Args:
@@ -20,12 +22,9 @@ def honours_num_items(loss_of: Callable[[Tensor], Tensor], n: Tensor, replay: Re
         n: number of items, `()`.
         replay: makes both evaluations see the same random numbers, and leave no trace.
     """
-    with torch.no_grad(), replay():
-        # The first pass of a replay leaves its trace; this one only marks the start.
-        pass
     losses = []
     for items in (n, 2 * n):
-        with torch.no_grad(), replay():
+        with torch.no_grad(), replay.no_trace():
             losses.append(float(loss_of(items)))
     once, twice = losses
     if not math.isfinite(once) or not math.isfinite(twice) or abs(once) < 1e-8:

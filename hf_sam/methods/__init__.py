@@ -3,14 +3,42 @@
 
 from .asam import ASAM
 from .base import Method
+from .bilateral import BilateralSAM
+from .friendly import FriendlySAM
+from .late import LateSAM
+from .looksam import LookSAM
 from .plain import Plain
+from .rsam import RSAM
 from .sam import SAM
+from .ss_sam import SSSAM
+from .stable import StableSAM
 from .when import When
 
 METHODS: dict[str, type[Method]] = {
     "none": Plain,
     "sam": SAM,
     "asam": ASAM,
+    "ss_sam": SSSAM,
+    "rsam": RSAM,
+    "looksam": LookSAM,
+    "friendly_sam": FriendlySAM,
+    "stable_sam": StableSAM,
+    "bilateral_sam": BilateralSAM,
+    "late_sam": LateSAM,
 }
 
-__all__ = ["ASAM", "METHODS", "SAM", "Method", "Plain", "When"]
+__all__ = [
+    "ASAM",
+    "METHODS",
+    "RSAM",
+    "SAM",
+    "SSSAM",
+    "BilateralSAM",
+    "FriendlySAM",
+    "LateSAM",
+    "LookSAM",
+    "Method",
+    "Plain",
+    "StableSAM",
+    "When",
+]

@@ -8,6 +8,7 @@ from typing import ClassVar
 
 from ..landscape import Landscape
 from ..parts.base import Part
+from ..parts.when import Schedule
 from ..vector import Vector
 
 
@@ -21,6 +22,7 @@ class Method(Part):
         memory: extra memory beyond the plain Trainer, in P (copies of the trainable parameters), as text.
         use: when to use it, in a few words.
         starts_at_w: the first pass is the whole gradient at w.
+        selects: single examples of a batch are chosen or grouped.
     """
 
     paper: ClassVar[str] = ""
@@ -29,6 +31,7 @@ class Method(Part):
     use: ClassVar[str] = ""
 
     starts_at_w = True
+    selects = False
 
     def __call__(self, at: Landscape) -> Vector:
         """Return the update: what the optimizer gets as gradient, `None` where the gradient at w is `None`."""
@@ -39,6 +42,16 @@ class Method(Part):
         raise NotImplementedError
 
     @property
+    def when(self) -> Schedule | None:
+        """The schedule that decides which updates are perturbed; None for all of them."""
+        return None
+
+    @property
     def local_ascent(self) -> bool:
         """Whether the update needs nothing but the descent gradient, so that ranks may ascend on their own."""
         return False
+
+    @property
+    def cuts(self) -> bool:
+        """Whether this method or one below it chooses or groups single examples."""
+        return any(isinstance(part, Method) and part.selects for part in self.walk())

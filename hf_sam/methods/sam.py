@@ -47,8 +47,14 @@ class SAM(Method):
     use = "the reference; label noise, long training, images"
 
     rho: Rho = field(default=0.05, metadata={"help": "radius, weight-space L2 norm", "low": 0.0})
-    ascent: Direction | None = field(default=None, kw_only=True, metadata={"help": "direction to eps", "python": True})
-    combine: Combine = field(default_factory=there_only, kw_only=True, metadata={"help": "of both gradients", "python": True})
+    ascent: Direction | None = field(
+        default=None, kw_only=True, metadata={"help": "direction to eps", "python": True}
+    )
+    combine: Combine = field(
+        default_factory=there_only,
+        kw_only=True,
+        metadata={"help": "of both gradients", "python": True},
+    )
 
     def __post_init__(self) -> None:
         """Check the fields and fill in the ascent."""
@@ -56,9 +62,13 @@ class SAM(Method):
         if self.ascent is None:
             self.ascent = self.default_ascent()
         elif type(self) is not SAM:
-            raise ValueError(f"{type(self).__name__} is defined by its own ascent: use SAM(ascent=...) instead")
+            raise ValueError(
+                f"{type(self).__name__} is defined by its own ascent: use SAM(ascent=...) instead"
+            )
         elif self.rho != type(self).rho:
-            raise ValueError(f"rho={self.rho} has no effect beside ascent={self.ascent}: give the radius inside `ascent`")
+            raise ValueError(
+                f"rho={self.rho} has no effect beside ascent={self.ascent}: give the radius inside `ascent`"
+            )
 
     def default_ascent(self) -> Direction:
         """Return the direction from the gradient here to eps that the paper names."""

@@ -40,6 +40,11 @@ class When(Method):
         return self.method(at) if self.schedule(at) else self.otherwise(at)
 
     @property
+    def when(self) -> Schedule:
+        """The schedule."""
+        return self.schedule
+
+    @property
     def local_ascent(self) -> bool:
         """As the method, unless the schedule looks at the gradient."""
         return self.method.local_ascent and not self.schedule.needs_gradient

@@ -39,7 +39,9 @@ class Part:
             if isinstance(value, Part):
                 yield f.name, value
             elif isinstance(value, tuple):
-                yield from ((f"{f.name}.{i}", v) for i, v in enumerate(value) if isinstance(v, Part))
+                yield from (
+                    (f"{f.name}.{i}", v) for i, v in enumerate(value) if isinstance(v, Part)
+                )
 
     def walk(self) -> Iterator[Part]:
         """Yield this part and every part below it."""
@@ -65,25 +67,49 @@ class Part:
         self.state.clear()
         for child_name, child in below.items():
             prefix = child_name + "."
-            child.load_state_dict({k[len(prefix) :]: v for k, v in state.items() if k.startswith(prefix)})
-        self.state.update((k, v) for k, v in state.items() if not any(k.startswith(n + ".") for n in below))
+            child.load_state_dict({
+                k[len(prefix) :]: v for k, v in state.items() if k.startswith(prefix)
+            })
+        self.state.update(
+            (k, v) for k, v in state.items() if not any(k.startswith(n + ".") for n in below)
+        )
 
     def describe(self) -> dict[str, Any]:
         """Return name and fields as JSON can hold them."""
-        return {"name": type(self).__name__, **{f.name: _plain(getattr(self, f.name)) for f in fields(self)}}
+        return {
+            "name": type(self).__name__,
+            **{f.name: _plain(getattr(self, f.name)) for f in fields(self)},
+        }
 
 
 def check_value(owner: str, name: str, value: Any, rules: Mapping[str, Any]) -> None:
     """Raise `ValueError` where a field's value breaks the rules of its metadata."""
     choices = rules.get("choices")
     if choices is not None and value not in choices:
-        raise ValueError(f"{owner}: {name}={value!r} is not one of {', '.join(map(str, choices))}{nearest(value, choices)}")
+        raise ValueError(
+            f"{owner}: {name}={value!r} is not one of {', '.join(map(str, choices))}{nearest(value, choices)}"
+        )
     low, high = rules.get("low"), rules.get("high")
-    if (low is None and high is None) or isinstance(value, Part) or (value is None and rules.get("optional")):
+    if (
+        (low is None and high is None)
+        or isinstance(value, Part)
+        or (value is None and rules.get("optional"))
+    ):
         return
-    bounds = f"from {low}" + ("" if high is None else f" to {high}") + (", a whole number" if rules.get("whole") else "")
-    number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-    if not number or value < low or (high is not None and value > high) or (rules.get("whole") and value != int(value)):
+    bounds = (
+        f"from {low}"
+        + ("" if high is None else f" to {high}")
+        + (", a whole number" if rules.get("whole") else "")
+    )
+    number = (
+        isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    )
+    if (
+        not number
+        or value < low
+        or (high is not None and value > high)
+        or (rules.get("whole") and value != int(value))
+    ):
         raise ValueError(f"{owner}: {name}={value!r} is not allowed; give a finite number {bounds}")
 
 

@@ -31,7 +31,7 @@ class Combine(Part):
 
 
 @dataclass
-class there_only(Combine):  # noqa: N801
+class there_only(Combine):
     """The gradient there is the update, as in SAM."""
 
     def __call__(self, here: Vector) -> Finish:
@@ -42,3 +42,16 @@ class there_only(Combine):  # noqa: N801
     def needs_here(self) -> bool:
         """No."""
         return False
+
+
+@dataclass
+class rescaled(Combine):
+    """The gradient there at the length of the gradient here: |here| / (|there| + 1e-12) there.
+
+    Both norms are over all parameters, also under a mask. Only the number |here| is kept.
+    """
+
+    def __call__(self, here: Vector) -> Finish:
+        """Keep the length of the gradient here."""
+        length = here.norm()
+        return lambda there: there.mul_(length / (there.norm() + 1e-12))

@@ -48,7 +48,9 @@ class cosine(RhoSchedule):  # noqa: N801
 
     def __call__(self, at: Landscape, norm: Tensor) -> Scalar:
         """Return rho for this update."""
-        return self.end + (self.start - self.end) * (1 + math.cos(math.pi * at.progress.fraction)) / 2
+        return (
+            self.end + (self.start - self.end) * (1 + math.cos(math.pi * at.progress.fraction)) / 2
+        )
 
 
 @dataclass
@@ -79,7 +81,12 @@ class budget(RhoSchedule):  # noqa: N801
 
 
 Rho = float | RhoSchedule
-SCHEDULES: dict[str, type[RhoSchedule]] = {"linear": linear, "cosine": cosine, "lr": lr, "budget": budget}
+SCHEDULES: dict[str, type[RhoSchedule]] = {
+    "linear": linear,
+    "cosine": cosine,
+    "lr": lr,
+    "budget": budget,
+}
 
 
 def to_length(v: Vector, rho: Rho, norm: Tensor, at: Landscape) -> Vector:
@@ -99,6 +106,42 @@ class radius(Direction):  # noqa: N801
     def __call__(self, v: Vector, at: Landscape) -> Vector:
         """Return v with length rho."""
         return to_length(v, self.rho, v.norm(), at)
+
+
+@dataclass
+class layer_radius(Direction):  # noqa: N801
+    """A radius per tensor, as in Look-LayerSAM.
+
+    ::
+
+        unit    rho v_l / |v_l|
+        trust   rho |w_l| v_l / |v_l|
+
+    A tensor whose direction (or, under `trust`, whose weights) are zero stays where it is.
+    """
+
+    rho: Rho = field(default=0.05, metadata={"help": "radius per tensor", "low": 0.0})
+    kind: str = field(
+        default="unit", metadata={"help": "same or relative length", "choices": ("unit", "trust")}
+    )
+
+    def __call__(self, v: Vector, at: Landscape) -> Vector:
+        """Return v with a length per tensor."""
+        norm = v.norm()
+        at.skip(~(torch.isfinite(norm) & (norm > 0)))
+        rho = self.rho(at, norm) if isinstance(self.rho, RhoSchedule) else self.rho
+        weights = at.weights()
+        for i in v.present:
+            size = self._norm(v, i)
+            length = rho * self._norm(weights, i) if self.kind == "trust" else rho
+            zero = torch.zeros_like(size)
+            v[i].mul_(torch.where(size > 0, length / size, zero).to(v[i].device))  # type: ignore[union-attr]
+        return v.changed()
+
+    @staticmethod
+    def _norm(v: Vector, i: int) -> Tensor:
+        """Return the norm of one tensor, over all of its shards."""
+        return Vector([v[i]], v.total).norm()
 
 
 @dataclass

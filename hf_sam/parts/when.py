@@ -28,8 +28,8 @@ class Schedule(Part):
         """Return whether this update is perturbed."""
         raise NotImplementedError
 
-    def ever(self, total: int) -> bool:
-        """Return whether any of `total` updates can be perturbed."""
+    def ever(self, total: int, warmup: int = 0) -> bool:
+        """Return whether any of `total` updates, `warmup` of them warm-up, can be perturbed."""
         return True
 
 
@@ -53,7 +53,7 @@ class between(Schedule):  # noqa: N801
         """Return whether the update lies between."""
         return self.start <= at.progress.fraction < self.end
 
-    def ever(self, total: int) -> bool:
+    def ever(self, total: int, warmup: int = 0) -> bool:
         """Return whether some update lies between."""
         first = math.ceil(self.start * total)
         return first < total and first / max(total, 1) < self.end
@@ -92,6 +92,10 @@ class after_warmup(Schedule):  # noqa: N801
         """Return whether the warm-up is over."""
         return at.progress.step >= at.progress.warmup
 
+    def ever(self, total: int, warmup: int = 0) -> bool:
+        """Return whether the warm-up ends before the run."""
+        return warmup < total
+
 
 @dataclass
 class Coin(Schedule):
@@ -104,9 +108,15 @@ class Coin(Schedule):
         """Return p at the share x, 0 to 1, of the run."""
         raise NotImplementedError
 
+    def ever(self, total: int, warmup: int = 0) -> bool:
+        """Return whether p is above zero at some update."""
+        return any(self.probability(t / total) > 0 for t in range(total))
+
     def __call__(self, at: Landscape) -> bool:
         """Throw the coin."""
-        mixed = (at.seed * 0x2545F4914F6CDD1D + at.progress.step * 0x9E3779B97F4A7C15 + 0xC0FFEE) % (1 << 63)
+        mixed = (
+            at.seed * 0x2545F4914F6CDD1D + at.progress.step * 0x9E3779B97F4A7C15 + 0xC0FFEE
+        ) % (1 << 63)
         toss = torch.rand((), generator=torch.Generator().manual_seed(mixed), dtype=torch.float64)
         return toss.item() < min(max(self.probability(at.progress.fraction), 0.0), 1.0)
 
@@ -120,10 +130,6 @@ class constant(Coin):  # noqa: N801
     def probability(self, x: float) -> float:
         """Return p."""
         return self.p
-
-    def ever(self, total: int) -> bool:
-        """Return whether p is not zero."""
-        return self.p > 0
 
 
 @dataclass

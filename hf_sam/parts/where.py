@@ -54,22 +54,31 @@ def choose(
         try:
             expression = re.compile(pattern)
         except re.error as error:
-            raise ValueError(f"sam_where={pattern!r} is neither one of {', '.join(KINDS)} nor a regular expression: {error}") from None
+            raise ValueError(
+                f"sam_where={pattern!r} is neither one of {', '.join(KINDS)} nor a regular expression: {error}"
+            ) from None
         return [expression.search(name) is not None for name in names]
 
     hits = {pattern: matches(pattern) for pattern in patterns}
     for pattern, hit in hits.items():
-        if not pattern.startswith("no_") and not any(h and t for h, t in zip(hit, trainable, strict=True)):
+        if not pattern.startswith("no_") and not any(
+            h and t for h, t in zip(hit, trainable, strict=True)
+        ):
             some = ", ".join(n for n, t in zip(names, trainable, strict=True) if t)[:300]
             raise ValueError(
                 f"sam_where={pattern!r} matches no trainable parameter; give one of {', '.join(KINDS)} or a regular "
                 f"expression for names such as: {some}"
             )
     negative = [hit for pattern, hit in hits.items() if pattern in ("no_norm", "no_embeddings")]
-    positive = [hit for pattern, hit in hits.items() if pattern not in ("no_norm", "no_embeddings")] or [trainable]
+    positive = [
+        hit for pattern, hit in hits.items() if pattern not in ("no_norm", "no_embeddings")
+    ] or [trainable]
     chosen = [
-        any(hit[i] for hit in positive) and not any(hit[i] for hit in negative) for i in range(len(params))
+        any(hit[i] for hit in positive) and not any(hit[i] for hit in negative)
+        for i in range(len(params))
     ]
     if not any(c and t for c, t in zip(chosen, trainable, strict=True)):
-        raise ValueError(f"sam_where={list(patterns)} leaves no trainable parameter to perturb; drop a no_* pattern")
+        raise ValueError(
+            f"sam_where={list(patterns)} leaves no trainable parameter to perturb; drop a no_* pattern"
+        )
     return chosen

@@ -1,0 +1,73 @@
+# SPDX-License-Identifier: Apache-2.0
+# hf_sam: every command a person or CI runs. `make help` lists them.
+# Without a GPU, let pip see an index of CPU-only builds of torch (PIP_EXTRA_INDEX_URL or
+# PIP_FIND_LINKS); otherwise it fetches gigabytes of CUDA libraries.
+
+PYTHON ?= python3
+PYTEST_ARGS ?=
+
+VENV := .venv
+RUN := $(VENV)/bin/python
+INSTALLED := $(VENV)/.installed
+OLDEST := .venv-oldest
+
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test test-distributed test-oldest check format bench docs clean
+.DELETE_ON_ERROR:
+
+help:  ## list the commands
+	@echo "hf_sam: Sharpness-Aware Minimization for the Hugging Face Trainer (not Segment Anything)"
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-17s %s\n", $$1, $$2}' Makefile
+
+install: $(INSTALLED)  ## set up .venv (done by the others when it is missing or stale)
+
+$(VENV)/bin/python $(OLDEST)/bin/python: %/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "hf_sam needs Python 3.11 or newer; PYTHON=$(PYTHON) is" \
+	    "'$$($(PYTHON) --version 2>&1)'. Try: make PYTHON=/path/to/python3.11" >&2; exit 1; }
+	@echo "Setting up $* (a few minutes, once) ..."
+	@$(PYTHON) -m venv --clear $*
+
+# torch first, so that its build is settled before anything that depends on it is resolved.
+$(VENV)/.installed $(OLDEST)/.installed: %/.installed: pyproject.toml | %/bin/python
+	@$*/bin/python -m pip install -qq -c $(CONSTRAINTS) torch
+	@$*/bin/python -m pip install -qq -c $(CONSTRAINTS) -e '.[dev]'
+	@touch $@
+
+$(VENV)/.installed: CONSTRAINTS := constraints.txt
+$(VENV)/.installed: constraints.txt
+$(OLDEST)/.installed: CONSTRAINTS := constraints-oldest.txt
+$(OLDEST)/.installed: constraints-oldest.txt
+
+demo: $(INSTALLED)  ## fine-tune a small BERT with and without SAM; print a table, draw a picture
+	$(RUN) -m glue_scripts.demo
+
+test: $(INSTALLED)  ## run the quick tests (one file: make test PYTEST_ARGS=tests/test_vector.py)
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 $(PYTEST_ARGS)
+
+test-distributed: $(INSTALLED)  ## run the tests that start several processes
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -m distributed $(PYTEST_ARGS)
+
+test-oldest: $(OLDEST)/.installed  ## run the quick tests with the oldest supported versions
+	OMP_NUM_THREADS=1 $(OLDEST)/bin/python -m pytest -n 2 $(PYTEST_ARGS)
+
+check: $(INSTALLED)  ## lint (docstrings and complexity too), formatting, types
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+	$(RUN) -m mypy
+
+format: $(INSTALLED)  ## apply the formatter and the fixes that are safe
+	$(RUN) -m ruff check --fix .
+	$(RUN) -m ruff format .
+
+bench: $(INSTALLED)  ## measure what each method costs on this machine
+	$(RUN) -m benchmarks
+
+docs: $(INSTALLED)  ## write the reference pages of methods and arguments to docs/
+	$(VENV)/bin/hf-sam docs --output docs
+
+clean:  ## remove caches and build products; .venv stays
+	rm -rf build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache $(OLDEST)
+	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +

@@ -1,0 +1,129 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The micro-batches of one update as Trainer hands them over, and how they are cut and drawn."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import Trainer
+from transformers.data import DataCollatorWithFlattening
+
+from .slicing import examples, take, weight
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Inputs of the model, and where they come from.
+
+    Attributes:
+        inputs: what `compute_loss` takes.
+        whole: a micro-batch of the window as it came, which Trainer itself scales.
+        drawn: an example from outside the window.
+    """
+
+    inputs: Any
+    whole: bool = True
+    drawn: bool = False
+
+
+class Window:
+    """The micro-batches of one update, as they come in.
+
+    Args:
+        size: how many there will be.
+        num_items: Trainer's count of items in all of them and on all ranks, or None.
+    """
+
+    def __init__(self, size: int, num_items: Any = None) -> None:
+        self.size = size
+        self.num_items = num_items
+        self.batches: list[Batch] = []
+
+    def add(self, inputs: Any) -> bool:
+        """Take one micro-batch; return whether the window is full."""
+        self.batches.append(Batch(inputs))
+        return len(self.batches) == self.size
+
+
+class BatchSlicer:
+    """Counts, weighs and cuts batches of a Trainer.
+
+    Args:
+        shifted: labels are targets from their second token on, as in a causal language model.
+        cut: replaces `take(inputs, index)`, from a Trainer class that knows its inputs better.
+    """
+
+    def __init__(self, shifted: bool, cut: Callable[[Any, Any], Any] | None = None) -> None:
+        self._shifted = shifted
+        self._cut = cut or take
+
+    def size(self, batch: Batch) -> int:
+        """Return the number of examples, B."""
+        return examples(batch.inputs)
+
+    def weight(self, batch: Batch) -> Tensor | int:
+        """Return the number of labelled tokens, or of examples."""
+        return weight(batch.inputs, self._shifted)
+
+    def take(self, batch: Batch, index: Tensor | slice) -> Batch:
+        """Return the batch of the chosen examples."""
+        return Batch(self._cut(batch.inputs, index), whole=False)
+
+
+def natural_shares(window: Window, slicer: BatchSlicer, world: int) -> list[Any]:
+    """Return the weight that Trainer gives to each micro-batch's mean loss.
+
+    With a count of items, its labelled tokens over all, times the world size that averaging over ranks divides by.
+    """
+    if window.num_items is None:
+        return [1 / window.size] * window.size
+    return [slicer.weight(batch) / window.num_items * world for batch in window.batches]
+
+
+def check_cuttable(trainer: Trainer, method: str) -> None:
+    """Refuse to select examples where rows of a batch are not examples.
+
+    Raises:
+        NotImplementedError: the Trainer class computes its own loss, or the collator packs rows.
+    """
+    if hasattr(trainer, "take"):
+        return
+    owner = next(
+        c
+        for c in type(trainer).__mro__
+        if "compute_loss" in vars(c) and not hasattr(c, "sam_config")
+    )
+    if owner is not Trainer:
+        raise NotImplementedError(
+            f"{method} selects examples of a batch, and {owner.__name__}.compute_loss may read rows in another way: "
+            f"give the class a method take(inputs, index) that returns the chosen examples' inputs, or use sam='sam'"
+        )
+    if isinstance(trainer.data_collator, DataCollatorWithFlattening):
+        raise NotImplementedError(
+            f"{method} selects examples of a batch, and DataCollatorWithFlattening packs them into one row: use a "
+            "padding collator, or sam='sam'"
+        )
+
+
+def draw(trainer: Trainer, n: int, generator: torch.Generator) -> list[Batch]:
+    """Draw n training examples, equally on all ranks, and return this rank's share of them, one batch each.
+
+    Raises:
+        ValueError: the training data has no length to draw from.
+    """
+    loader = trainer.callback_handler.train_dataloader
+    data = loader.dataset
+    if not hasattr(data, "__len__"):
+        raise ValueError(
+            "this method draws training examples, and an iterable dataset cannot be drawn from: give a dataset with a "
+            "length, or use another method, such as ssam_d"
+        )
+    chosen = torch.randint(len(data), (n,), generator=generator).tolist()
+    mine = chosen[trainer.args.process_index :: trainer.args.world_size]
+    batches = [loader.collate_fn([data[i]]) for i in mine]
+    return [Batch(trainer._prepare_inputs(copy.copy(b)), whole=False, drawn=True) for b in batches]

@@ -1,0 +1,48 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Stable SAM."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from ..parts.combine import Combine, rescaled
+from .sam import SAM
+
+
+@dataclass
+class StableSAM(SAM):
+    """Stable SAM. Tan, Zhang, Liu, Wang, Hao, JMLR 26, 2025, arXiv 2401.07250.
+
+    Update::
+
+        here  = gradient of L at w
+        there = gradient of L at w + rho here / |here|
+        u     = |here| / |there| there
+
+    The update keeps the gradient's length, so a learning rate tuned without SAM stays right. (The
+    journal version calls itself SSAM, which elsewhere is Sparse SAM.)
+
+    Cost: 2 passes, 1 P extra (of the gradient here only the length is kept), no state.
+
+    Defaults: rho = 0.05, SAM's.
+
+    Deviations: none for SAM's perturbation (cltan023/stablesam2024 @ 57264e7); 1e-12 is added to
+    |there|, as there. Both norms are plain ones over all parameters.
+
+    When it does not help: with optimizers that normalise by themselves. AdamW hardly sees the
+    gradient's length, so there it is close to `sam`.
+
+    Attributes:
+        rho: radius, weight-space L2 norm, or a schedule for it.
+        ascent: fixed by the method.
+        combine: what to make of both gradients; default `rescaled()`.
+    """
+
+    paper = "Tan et al., JMLR 26, 2025, arXiv 2401.07250"
+    use = "SGD at large learning rates, where SAM becomes unstable"
+
+    combine: Combine = field(
+        default_factory=rescaled,
+        kw_only=True,
+        metadata={"help": "of both gradients", "python": True},
+    )

@@ -1,0 +1,61 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One row per method: what the laws need to know about it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Case:
+    """A method and what it promises.
+
+    Attributes:
+        key: in `METHODS`.
+        passes: forward-backward passes of update number `step` (from 0) of `total`.
+        options: beside rho, where the law should not take the defaults.
+        extra_p: peak memory beyond the plain Trainer, in copies of the trainable parameters.
+        rho_zero: what makes it the plain Trainer (law 2).
+        rho_zero_exact: bit for bit, or to 1e-6 where architecture.md names an exception.
+        batch_coupled: draws or selects examples, so accumulation is visible (law 3).
+        stateful: carries state from update to update.
+        per_example: needs per-example losses.
+    """
+
+    key: str
+    passes: Callable[[int, int], int]
+    options: dict[str, Any] = field(default_factory=dict)
+    extra_p: float = 1.0
+    rho_zero: dict[str, Any] = field(default_factory=lambda: {"rho": 0.0})
+    rho_zero_exact: bool = True
+    batch_coupled: bool = False
+    stateful: bool = False
+    per_example: bool = False
+
+    def __str__(self) -> str:
+        """Return the row's name in test reports."""
+        return self.key
+
+
+CASES = [
+    Case("sam", passes=lambda step, total: 2),
+    Case("asam", passes=lambda step, total: 2),
+    Case(
+        "ss_sam",
+        passes=lambda step, total: 2 if step / total >= 0.5 else 1,
+        options={"schedule": "piecewise"},
+    ),
+    Case("rsam", passes=lambda step, total: 2, rho_zero={"rho": 0.0, "sigma": 0.0}),
+    Case("looksam", passes=lambda step, total: 1 if step % 5 else 2, extra_p=3.0, stateful=True),
+    Case("friendly_sam", passes=lambda step, total: 2, extra_p=2.0, stateful=True),
+    Case("stable_sam", passes=lambda step, total: 2, rho_zero_exact=False),
+    Case(
+        "bilateral_sam",
+        passes=lambda step, total: 3,
+        extra_p=2.0,
+        rho_zero={"rho": 0.0, "rho_min": 0.0},
+    ),
+    Case("late_sam", passes=lambda step, total: 2 if step / total >= 0.75 else 1),
+]

@@ -1,0 +1,63 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What every test starts from: no network, an empty cache, one thread, the same seed."""
+
+import os
+import random
+import tempfile
+
+# Before torch or transformers are imported: they read these once.
+_CACHE = tempfile.TemporaryDirectory(prefix="hf_sam_tests_", ignore_cleanup_errors=True)
+os.environ.update(
+    HF_HOME=_CACHE.name,
+    HF_HUB_OFFLINE="1",
+    MPLBACKEND="Agg",
+    OMP_NUM_THREADS="1",
+    TOKENIZERS_PARALLELISM="false",
+)
+
+from pathlib import Path  # noqa: E402
+
+import numpy as np  # noqa: E402
+import pytest  # noqa: E402
+import torch  # noqa: E402
+from hypothesis import settings  # noqa: E402
+
+torch.set_num_threads(1)
+settings.register_profile("hf_sam", deadline=None, derandomize=True)
+settings.load_profile("hf_sam")
+
+
+def _missing(item: pytest.Item) -> str | None:
+    """Says what this machine lacks for the test, or None."""
+    if item.get_closest_marker("gpu") and not torch.accelerator.is_available():
+        return "torch sees no accelerator"
+    if item.get_closest_marker("distributed") and not torch.distributed.is_available():
+        return "this build of torch has no torch.distributed"
+    if item.get_closest_marker("real") and not _data().is_dir():
+        return f"HF_SAM_DATA={str(_data())!r} is no folder with real data (see tests/README.md)"
+    return None
+
+
+def _data() -> Path:
+    return Path(os.environ.get("HF_SAM_DATA", "real_data"))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skips, with the reason, what this machine cannot run."""
+    for item in items:
+        if reason := _missing(item):
+            item.add_marker(pytest.mark.skip(reason=reason))
+
+
+@pytest.fixture(autouse=True)
+def _same_seed() -> None:
+    """Makes a test's result independent of the tests before it."""
+    random.seed(0)
+    np.random.seed(0)
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def real_data() -> Path:
+    """The folder of real data that HF_SAM_DATA names; for tests marked `real`."""
+    return _data()

@@ -1,0 +1,186 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The laws that a method keeps on a bare Landscape, for every row of `cases.py`."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from hf_sam import METHODS, Landscape, Method
+from tests.cases import CASES, Case
+from tests.toys import Bowl
+
+every_case = pytest.mark.parametrize("case", CASES, ids=str)
+DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+
+
+def build(case: Case, **more: object) -> Method:
+    return METHODS[case.key](**{**case.options, **more})
+
+
+def copies(bowl: Bowl) -> list[torch.Tensor]:
+    return [p.detach().clone() for p in bowl.params]
+
+
+def assert_at(bowl: Bowl, before: list[torch.Tensor]) -> None:
+    for p, b in zip(bowl.params, before, strict=True):
+        assert torch.equal(p.detach(), b)
+
+
+@every_case
+@DTYPES
+@pytest.mark.parametrize("batches", [1, 3])
+def test_exact_return(case: Case, dtype: torch.dtype, batches: int) -> None:
+    """Law 1: after an update's passes every parameter is bitwise what it was."""
+    bowl, method = Bowl(dtype), build(case)
+    before, pointers = copies(bowl), [p.data_ptr() for p in bowl.params]
+    for step in range(12):
+        method(bowl.landscape(step, total=12, batches=batches))
+        assert_at(bowl, before)
+    assert pointers == [p.data_ptr() for p in bowl.params], "storage was rebound"
+
+
+@every_case
+@pytest.mark.parametrize("failing", [1, 2, 3])
+def test_exact_return_after_an_exception(case: Case, failing: int) -> None:
+    """Law 1: also when any pass raises."""
+    bowl, method = Bowl(), build(case)
+    before = copies(bowl)
+    total = sum(case.passes(step, 12) for step in range(12))
+    if failing > total:
+        pytest.skip("the method has fewer passes")
+    bowl.fail_at = failing
+    with pytest.raises(RuntimeError, match="a pass failed"):
+        for step in range(12):
+            method(bowl.landscape(step, total=12))
+    assert_at(bowl, before)
+
+
+@every_case
+def test_exact_return_of_what_a_later_pass_skips(case: Case) -> None:
+    """Laws 1 and 7: a parameter without a gradient in the second pass returns, and has no update."""
+    bowl, method = Bowl(), build(case)
+    before = copies(bowl)
+    bowl.drop_bias_at = 2
+    update = method(bowl.landscape(11, total=12))
+    assert_at(bowl, before)
+    if case.passes(11, 12) == 2 and not case.stateful:
+        assert update[2] is None or torch.isfinite(update[2]).all()
+
+
+@every_case
+def test_a_missing_gradient_stays_missing(case: Case) -> None:
+    """Law 7: None, not zeros."""
+    bowl, method = Bowl(), build(case)
+    for step in range(8):
+        update = method(bowl.landscape(step, total=8))
+        assert update[3] is None
+        assert all(update[i] is not None for i in range(3))
+        assert all(p.grad is None for p in bowl.params)
+
+
+@every_case
+def test_rho_zero_is_the_plain_gradient(case: Case) -> None:
+    """Law 2 on a bare Landscape."""
+    bowl, method = Bowl(), build(case, **case.rho_zero)
+    for step in range(6):
+        at = bowl.landscape(step, total=6, batches=2)
+        update = method(at)
+        plain = METHODS["none"]()(bowl.landscape(step, total=6, batches=2))
+        for a, b in zip(update, plain, strict=True):
+            if case.rho_zero_exact or a is None:
+                assert (a is None) == (b is None) and (a is None or torch.equal(a, b))
+            else:
+                torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-6)
+
+
+@every_case
+def test_passes_are_counted(case: Case) -> None:
+    """Law 9: exactly the passes that the row says."""
+    bowl, method = Bowl(), build(case)
+    for step in range(12):
+        bowl.passes = 0
+        method(bowl.landscape(step, total=12))
+        assert bowl.passes == case.passes(step, 12), f"update {step}"
+
+
+@every_case
+def test_randomness_is_a_function_of_seed_and_update(case: Case) -> None:
+    """Law 8: two objects agree, whatever the global generators hold, and leave them as one pass would."""
+    updates = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        bowl, method = Bowl(), build(case)
+        state = torch.get_rng_state()
+        updates.append([method(bowl.landscape(step, total=8)) for step in range(8)])
+        assert torch.equal(state, torch.get_rng_state()), "drew from the global generator"
+    for one, other in zip(*updates, strict=True):
+        for a, b in zip(one, other, strict=True):
+            assert (a is None and b is None) or torch.equal(a, b)
+
+
+@every_case
+def test_accumulation_is_invisible(case: Case) -> None:
+    """Law 3 on a bare Landscape: three micro-batches are one batch."""
+    if case.batch_coupled:
+        pytest.skip("the method draws or selects examples")
+    whole, cut = build(case), build(case)
+    bowl = Bowl()
+    for step in range(6):
+        a = whole(bowl.landscape(step, total=6))
+        b = cut(bowl.landscape(step, total=6, batches=3))
+        for x, y in zip(a, b, strict=True):
+            if x is not None:
+                torch.testing.assert_close(x, y, rtol=1e-9, atol=1e-12)
+
+
+@every_case
+def test_state_starts_at_first_use(case: Case) -> None:
+    """Law 6: a method may run first at any update."""
+    bowl, method = Bowl(), build(case)
+    update = method(bowl.landscape(step=11, total=12))
+    assert all(t is None or torch.isfinite(t).all() for t in update)
+    assert method.keeps_state == case.stateful
+
+
+@every_case
+def test_a_zero_gradient_means_no_perturbation(case: Case) -> None:
+    """Law 12: no NaN, weights return, and it is noted."""
+    p = torch.nn.Parameter(torch.ones(3, dtype=torch.float64))
+
+    def backward(batch: object, share: float = 1.0, with_losses: bool = False) -> object:
+        loss = (p * 0.0).sum() * share
+        loss.backward()
+        return (loss.detach(), loss.detach()[None]) if with_losses else loss.detach()
+
+    method = build(case)
+    at = Landscape([p], [torch.ones(1)], backward, names=["weight"])
+    update = method(at)
+    assert update[0] is not None and torch.equal(update[0], torch.zeros(3, dtype=torch.float64))
+    assert torch.equal(p.detach(), torch.ones(3, dtype=torch.float64))
+
+
+@every_case
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_non_finite_gradient_leaves_no_trace(case: Case, bad: float) -> None:
+    """Law 12: weights return, and no state absorbs it: the next update is finite."""
+    bowl, method = Bowl(), build(case)
+    before = copies(bowl)
+    for step in range(3):
+        method(bowl.landscape(step, total=12))
+    x, y = bowl.batch(3)
+    method(
+        Landscape(
+            bowl.params,
+            [(x * bad, y)],
+            bowl.backward,
+            names=bowl.names,
+            per_example=bowl.per_example,
+            sample=lambda n, g: [bowl.batch(5, n)],
+            progress=bowl.landscape(3, 12).progress,
+        )
+    )
+    assert_at(bowl, before)
+    for step in range(4, 12):
+        update = method(bowl.landscape(step, total=12))
+        assert all(t is None or torch.isfinite(t).all() for t in update)

@@ -1,0 +1,249 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The laws that hold inside Trainer, for every row of `cases.py`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import Trainer, TrainerCallback
+
+from tests.cases import CASES, Case
+from tests.toys import assert_equal, examples, logged, make_trainer, train, weights
+
+every_case = pytest.mark.parametrize("case", CASES, ids=str)
+
+
+def as_arguments(case: Case, **more: Any) -> dict[str, Any]:
+    """Return the row as training arguments, with other hyper-parameters on request."""
+    options = {**case.options, **more}
+    rho = options.pop("rho", None)
+    return {"sam": case.key, "sam_rho": rho, "sam_options": options or None}
+
+
+class LrIsZero(TrainerCallback):
+    """Watches that nobody ever sees perturbed weights: with a learning rate of zero they never move."""
+
+    def __init__(self) -> None:
+        self.expected: list[torch.Tensor] | None = None
+        self.seen: set[str] = set()
+
+    def look(self, event: str, model: torch.nn.Module) -> None:
+        if self.expected is None:
+            self.expected = [p.detach().clone() for p in model.parameters()]
+        self.seen.add(event)
+        assert_equal([p.detach() for p in model.parameters()], self.expected)
+
+    def on_step_begin(self, args, state, control, model=None, **_):  # noqa: ANN001
+        self.look("step begin", model)
+
+    def on_substep_end(self, args, state, control, model=None, **_):  # noqa: ANN001
+        self.look("substep end", model)
+
+    def on_pre_optimizer_step(self, args, state, control, model=None, **_):  # noqa: ANN001
+        self.look("before the optimizer", model)
+
+    def on_step_end(self, args, state, control, model=None, **_):  # noqa: ANN001
+        self.look("step end", model)
+
+    def on_evaluate(self, args, state, control, model=None, **_):  # noqa: ANN001
+        self.look("evaluate", model)
+
+    def on_save(self, args, state, control, model=None, **_):  # noqa: ANN001
+        self.look("save", model)
+
+    def on_log(self, args, state, control, model=None, **_):  # noqa: ANN001
+        self.look("log", model)
+
+
+@every_case
+@pytest.mark.parametrize("model", ["bert", "resnet", "lora"])
+def test_nobody_sees_perturbed_weights(case: Case, model: str, tmp_path: Path) -> None:
+    """Laws 1 and 13: not callbacks, not evaluation, not saved files."""
+    watch = LrIsZero()
+    trainer = make_trainer(
+        tmp_path,
+        model=model,
+        dropout=0.1,
+        gradient_accumulation_steps=2,
+        per_device_train_batch_size=4,
+        max_steps=4,
+        learning_rate=0.0,
+        optim="sgd",
+        save_strategy="steps",
+        save_steps=2,
+        eval_strategy="steps",
+        eval_steps=2,
+        callbacks=[watch],
+        eval_data=examples(model, 8),
+        **as_arguments(case),
+    )
+    trainer.train()
+    assert {
+        "step begin",
+        "substep end",
+        "before the optimizer",
+        "step end",
+        "evaluate",
+        "save",
+        "log",
+    } <= watch.seen
+
+
+@every_case
+@pytest.mark.parametrize("model", ["bert", "resnet", "llama", "lora"])
+@pytest.mark.parametrize("accumulation", [1, 3])
+def test_rho_zero_is_the_plain_trainer(
+    case: Case, model: str, accumulation: int, tmp_path: Path
+) -> None:
+    """Law 2: weights, optimizer state, buffers, dropout stream, logged loss and gradient norm."""
+    common = {
+        "model": model,
+        "dropout": 0.1,
+        "gradient_accumulation_steps": accumulation,
+        "per_device_train_batch_size": 4,
+        "max_steps": 6,
+        "max_grad_norm": 0.5,
+    }
+    sam = train(tmp_path / "sam", **common, **as_arguments(case, **case.rho_zero))
+    state = torch.get_rng_state()
+    plain = train(tmp_path / "plain", **common, sam="none")
+    tolerance = 0.0 if case.rho_zero_exact else 1e-6
+    assert_equal(weights(sam), weights(plain), tolerance)
+    assert_equal(list(sam.model.buffers()), list(plain.model.buffers()))
+    if case.rho_zero_exact:
+        assert torch.equal(state, torch.get_rng_state()), "the dropout stream differs"
+        assert str(sam.optimizer.state_dict()) == str(plain.optimizer.state_dict())
+    if accumulation == 1 and case.rho_zero_exact:
+        assert logged(sam) == logged(plain)
+        assert logged(sam, "grad_norm") == logged(plain, "grad_norm")
+    else:
+        assert logged(sam) == pytest.approx(logged(plain), rel=1e-6, abs=1e-6)
+
+
+@pytest.mark.parametrize("model", ["bert", "resnet", "llama", "t5"])
+def test_none_is_the_plain_trainer(model: str, tmp_path: Path) -> None:
+    """Law 2: `sam="none"` is Trainer itself, bit for bit."""
+    common = {"model": model, "dropout": 0.1, "max_steps": 5}
+    ours = train(tmp_path / "ours", **common, sam="none")
+    plain = train(tmp_path / "plain", **common, cls=Trainer)
+    assert_equal(weights(ours), weights(plain))
+    assert_equal(list(ours.model.buffers()), list(plain.model.buffers()))
+    assert logged(ours) == logged(plain) and logged(ours, "grad_norm") == logged(plain, "grad_norm")
+
+
+@every_case
+@pytest.mark.parametrize("optim", ["sgd", "adamw_torch"])
+@pytest.mark.parametrize("model", ["bert", "llama", "smoothed"])
+def test_accumulation_is_invisible(case: Case, optim: str, model: str, tmp_path: Path) -> None:
+    """Law 3: k micro-batches of b equal one batch of k b, with clipping active and a last, shorter window."""
+    if case.batch_coupled:
+        pytest.skip("the method draws or selects examples")
+    smoothing = {"label_smoothing_factor": 0.1} if model == "smoothed" else {}
+    model = "bert" if model == "smoothed" else model
+    common = {
+        "model": model,
+        "dtype": torch.float64,
+        "optim": optim,
+        "max_grad_norm": 0.05,
+        "num_train_epochs": 2,
+        "max_steps": -1,
+        "data": examples(model, 32),
+        **smoothing,
+        **as_arguments(case),
+    }
+    once = train(tmp_path / "once", per_device_train_batch_size=12, **common)
+    thrice = train(
+        tmp_path / "thrice", per_device_train_batch_size=4, gradient_accumulation_steps=3, **common
+    )
+    assert once.state.global_step == thrice.state.global_step == 6
+    assert_equal(weights(once), weights(thrice), 1e-7)
+    assert logged(once) == pytest.approx(logged(thrice), rel=1e-5)
+    assert logged(once, "grad_norm") == pytest.approx(logged(thrice, "grad_norm"), rel=1e-5)
+
+
+def test_none_has_the_same_correction(tmp_path: Path) -> None:
+    """Law 3 also for the plain method, whose gradient Trainer makes k times too large for BERT."""
+    common = {"dtype": torch.float64, "max_steps": 5, "sam": "none", "optim": "sgd"}
+    once = train(tmp_path / "once", per_device_train_batch_size=12, **common)
+    thrice = train(
+        tmp_path / "thrice", per_device_train_batch_size=4, gradient_accumulation_steps=3, **common
+    )
+    assert_equal(weights(once), weights(thrice), 1e-12)
+
+
+def test_a_custom_loss_that_ignores_the_count_is_divided(tmp_path: Path) -> None:
+    """Law 3 with compute_loss_func, which Trainer never divides."""
+
+    def loss(outputs: Any, labels: torch.Tensor, num_items_in_batch: Any = None) -> torch.Tensor:
+        return torch.nn.functional.cross_entropy(outputs.logits, labels)
+
+    common = {
+        "dtype": torch.float64,
+        "max_steps": 5,
+        "sam": "sam",
+        "optim": "sgd",
+        "compute_loss_func": loss,
+    }
+    once = train(tmp_path / "once", per_device_train_batch_size=12, **common)
+    thrice = train(
+        tmp_path / "thrice", per_device_train_batch_size=4, gradient_accumulation_steps=3, **common
+    )
+    assert_equal(weights(once), weights(thrice), 1e-12)
+    assert logged(once) == pytest.approx(logged(thrice), rel=1e-5)
+
+
+@every_case
+@pytest.mark.parametrize("model", ["bert", "lora"])
+def test_resume_equals_uninterrupted(case: Case, model: str, tmp_path: Path) -> None:
+    """Law 5: bit for bit from the middle of an epoch, with accumulation and dropout."""
+    common = {
+        "model": model,
+        "dropout": 0.1,
+        "gradient_accumulation_steps": 2,
+        "per_device_train_batch_size": 4,
+        "max_steps": 10,
+        "data": examples(model, 52),
+        "save_strategy": "steps",
+        "save_steps": 4,
+        **as_arguments(case),
+    }
+    whole = train(tmp_path, **common)
+    again = train(tmp_path / "again", resume=str(tmp_path / "checkpoint-4"), **common)
+    assert_equal(weights(whole), weights(again))
+    assert str(whole.optimizer.state_dict()) == str(again.optimizer.state_dict())
+    ours, theirs = whole._method.state_dict(), again._method.state_dict()
+    assert ours.keys() == theirs.keys()
+    for key, value in ours.items():
+        parts = list(value) if not isinstance(value, (int, float, torch.Tensor)) else [value]
+        others = (
+            list(theirs[key])
+            if not isinstance(value, (int, float, torch.Tensor))
+            else [theirs[key]]
+        )
+        for a, b in zip(parts, others, strict=True):
+            assert torch.equal(a, b) if torch.is_tensor(a) else a == b, key
+    assert logged(whole)[4:] == logged(again)[-6:]
+
+
+@every_case
+def test_checkpoints_go_from_method_to_none_and_back(
+    case: Case, tmp_path: Path, caplog: Any
+) -> None:
+    """A checkpoint of one loads under the other, with one warning."""
+    common = {"max_steps": 4, "save_strategy": "steps", "save_steps": 2}
+    train(tmp_path / "sam", **common, **as_arguments(case))
+    train(tmp_path / "none", **common, sam="none")
+    caplog.clear()
+    train(tmp_path / "a", resume=str(tmp_path / "sam" / "checkpoint-2"), **common, sam="none")
+    assert len([r for r in caplog.records if "was saved with" in r.getMessage()]) == 1
+    caplog.clear()
+    train(
+        tmp_path / "b",
+        resume=str(tmp_path / "none" / "checkpoint-2"),
+        **common,
+        **as_arguments(case),
+    )
+    assert len([r for r in caplog.records if "was saved without SAM" in r.getMessage()]) == 1

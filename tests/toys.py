@@ -1,0 +1,273 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Tiny models from configs, seeded data for them, and a runner: what the tests train."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    LlamaConfig,
+    LlamaForCausalLM,
+    ResNetConfig,
+    ResNetForImageClassification,
+    T5Config,
+    T5ForConditionalGeneration,
+    Trainer,
+    TrainingArguments,
+    set_seed,
+)
+
+from hf_sam import Landscape, Progress, SAMTrainer, SAMTrainingArguments
+
+Example = dict[str, Any]
+
+
+def bert(dropout: float = 0.0) -> torch.nn.Module:
+    """A sequence classifier that ignores num_items_in_batch."""
+    set_seed(0)
+    config = BertConfig(
+        vocab_size=50,
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=32,
+        max_position_embeddings=32,
+        hidden_dropout_prob=dropout,
+        attention_probs_dropout_prob=dropout,
+    )
+    return BertForSequenceClassification(config)
+
+
+def llama(dropout: float = 0.0) -> torch.nn.Module:
+    """A causal language model that honours num_items_in_batch."""
+    set_seed(0)
+    config = LlamaConfig(
+        vocab_size=50,
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=32,
+        max_position_embeddings=32,
+        attention_dropout=dropout,
+        pad_token_id=0,
+    )
+    return LlamaForCausalLM(config)
+
+
+def resnet(dropout: float = 0.0) -> torch.nn.Module:
+    """An image classifier with batch norm."""
+    set_seed(0)
+    config = ResNetConfig(
+        num_channels=1,
+        embedding_size=8,
+        hidden_sizes=[8, 16],
+        depths=[1, 1],
+        layer_type="basic",
+        num_labels=2,
+    )
+    return ResNetForImageClassification(config)
+
+
+def t5(dropout: float = 0.0) -> torch.nn.Module:
+    """A sequence-to-sequence model whose loss is a mean of token means."""
+    set_seed(0)
+    config = T5Config(
+        vocab_size=50,
+        d_model=16,
+        d_kv=8,
+        d_ff=32,
+        num_layers=1,
+        num_heads=2,
+        dropout_rate=dropout,
+        decoder_start_token_id=0,
+        pad_token_id=0,
+    )
+    return T5ForConditionalGeneration(config)
+
+
+def lora(dropout: float = 0.0) -> torch.nn.Module:
+    """The classifier under a LoRA adapter."""
+    from peft import LoraConfig, get_peft_model
+
+    model = bert(dropout)
+    return get_peft_model(
+        model, LoraConfig(task_type="SEQ_CLS", r=2, target_modules=["query", "value"])
+    )
+
+
+MODELS = {"bert": bert, "llama": llama, "resnet": resnet, "t5": t5, "lora": lora}
+
+
+def examples(model: str, n: int = 48, seed: int = 1) -> list[Example]:
+    """Return n seeded examples for a model of `MODELS`, equally long but with ragged labels for llama."""
+    draw = torch.Generator().manual_seed(seed)
+
+    def tokens(length: int) -> torch.Tensor:
+        return torch.randint(1, 50, (length,), generator=draw)
+
+    def one() -> Example:
+        if model == "resnet":
+            image = torch.randn(1, 16, 16, generator=draw, dtype=torch.float32)
+            return {"pixel_values": image, "labels": int(torch.randint(0, 2, (1,), generator=draw))}
+        if model == "llama":
+            labels = tokens(10)
+            labels[: int(torch.randint(0, 8, (1,), generator=draw))] = -100
+            return {"input_ids": labels.clamp(min=1), "labels": labels}
+        if model == "t5":
+            return {"input_ids": tokens(10), "labels": tokens(6)}
+        return {"input_ids": tokens(10), "labels": int(torch.randint(0, 2, (1,), generator=draw))}
+
+    return [one() for _ in range(n)]
+
+
+def make_trainer(
+    folder: str | Path,
+    *,
+    model: str = "bert",
+    cls: type[Trainer] = SAMTrainer,
+    dropout: float = 0.0,
+    dtype: torch.dtype = torch.float32,
+    data: list[Example] | None = None,
+    sam_object: Any = None,
+    callbacks: list[Any] | None = None,
+    compute_loss_func: Any = None,
+    eval_data: list[Example] | None = None,
+    built: torch.nn.Module | None = None,
+    **arguments: Any,
+) -> Trainer:
+    """Return a trainer of `cls` on a toy; `arguments` go to its training arguments."""
+    network = (built if built is not None else MODELS[model](dropout)).to(dtype)
+    defaults: dict[str, Any] = {
+        "per_device_train_batch_size": 8,
+        "max_steps": 8,
+        "logging_steps": 1,
+        "save_strategy": "no",
+        "report_to": "none",
+        "disable_tqdm": True,
+        "learning_rate": 1e-2,
+        "lr_scheduler_type": "linear",
+        "use_cpu": True,
+        "dataloader_pin_memory": False,
+        "seed": 3,
+    }
+    plain = not issubclass(cls, SAMTrainer) and cls is Trainer
+    kind = TrainingArguments if plain else SAMTrainingArguments
+    given = {} if plain else {"sam": sam_object}
+    found = data if data is not None else examples(model)
+    if dtype != torch.float32:
+        found = [
+            {
+                k: v.to(dtype) if torch.is_tensor(v) and v.is_floating_point() else v
+                for k, v in e.items()
+            }
+            for e in found
+        ]
+    return cls(
+        model=network,
+        args=kind(str(folder), **{**defaults, **arguments}),
+        train_dataset=found,
+        eval_dataset=eval_data,
+        callbacks=callbacks,
+        compute_loss_func=compute_loss_func,
+        **given,
+    )
+
+
+def train(folder: str | Path, *, resume: str | None = None, **settings: Any) -> Trainer:
+    """Return a trainer after training; see `make_trainer`."""
+    trainer = make_trainer(folder, **settings)
+    trainer.train(resume_from_checkpoint=resume)
+    return trainer
+
+
+def weights(trainer: Trainer) -> list[torch.Tensor]:
+    """Return copies of all weights."""
+    return [p.detach().clone() for p in trainer.model.parameters()]
+
+
+def logged(trainer: Trainer, key: str = "loss") -> list[float]:
+    """Return what was logged under a key."""
+    return [entry[key] for entry in trainer.state.log_history if key in entry]
+
+
+def assert_equal(a: list[torch.Tensor], b: list[torch.Tensor], tolerance: float = 0.0) -> None:
+    """Assert that two lists of tensors are equal, bit for bit or to an absolute tolerance."""
+    assert len(a) == len(b)
+    for x, y in zip(a, b, strict=True):
+        if tolerance:
+            torch.testing.assert_close(x, y, atol=tolerance, rtol=0.0)
+        else:
+            assert torch.equal(x, y), f"differs by {(x - y).abs().max().item():.3g}"
+
+
+class Bowl:
+    """A small stochastic loss over several tensors, in float64: least squares through a tanh, for bare Landscapes.
+
+    Attributes:
+        params: the trainable tensors: two matrices, a vector, and one that has a gradient only if `optional`.
+        passes: forward-backward passes so far.
+    """
+
+    def __init__(self, dtype: torch.dtype = torch.float64, optional: bool = True) -> None:
+        draw = torch.Generator().manual_seed(5)
+        shapes = [(4, 6), (3, 4), (3,), (2, 2)]
+        self.params = [
+            torch.nn.Parameter(torch.randn(*s, generator=draw, dtype=torch.float64).to(dtype))
+            for s in shapes
+        ]
+        self.names = ["first.weight", "second.weight", "second.bias", "unused.weight"]
+        self.optional = optional
+        self.dtype = dtype
+        self.passes = 0
+        self.fail_at: int | None = None
+        self.drop_bias_at: int | None = None
+
+    def batch(self, step: int, n: int = 6) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return inputs (n, 6) and targets (n, 3) of an update."""
+        draw = torch.Generator().manual_seed(100 + step)
+        x = torch.randn(n, 6, generator=draw, dtype=torch.float64).to(self.dtype)
+        return x, torch.randn(n, 3, generator=draw, dtype=torch.float64).to(self.dtype)
+
+    def losses(self, batch: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+        """Return the per-example losses (n,)."""
+        x, y = batch
+        first, second, bias, unused = self.params
+        out = torch.tanh(x @ first.T) @ second.T
+        if self.drop_bias_at is None or self.passes != self.drop_bias_at:
+            out = out + bias
+        loss = (out - y).square().sum(1)
+        return loss if self.optional else loss + unused.square().sum()
+
+    def backward(self, batch: Any, share: Any = 1.0, with_losses: bool = False) -> Any:
+        """The Landscape's backward."""
+        self.passes += 1
+        losses = self.losses(batch)
+        loss = losses.mean() * share
+        loss.backward()
+        if self.fail_at is not None and self.passes >= self.fail_at:
+            raise RuntimeError("a pass failed")
+        return (loss.detach(), losses.detach()) if with_losses else loss.detach()
+
+    def per_example(self, batch: Any) -> torch.Tensor:
+        """The Landscape's per_example."""
+        with torch.no_grad():
+            return self.losses(batch)
+
+    def landscape(
+        self, step: int = 0, total: int = 20, batches: int = 1, n: int = 6, **more: Any
+    ) -> Landscape:
+        """Return the Landscape of an update: its n examples in equal micro-batches."""
+        x, y = self.batch(step, n)
+        cut = list(zip(x.chunk(batches), y.chunk(batches), strict=True))
+        settings: dict[str, Any] = {
+            "progress": Progress(step=step, total=total, per_epoch=5),
+            "seed": 7,
+            "names": self.names,
+            "per_example": self.per_example,
+            "sample": lambda count, generator: [self.batch(1000 + step, count)],
+        }
+        return Landscape(self.params, cut, self.backward, **{**settings, **more})
