@@ -21,6 +21,10 @@ _HOMES = {
     "Plain": "methods",
     "SAM": "methods",
     "ASAM": "methods",
+    "SparseSAMFisher": "methods",
+    "SparseSAMDynamic": "methods",
+    "MSAM": "methods",
+    "ESAM": "methods",
     "SSSAM": "methods",
     "RSAM": "methods",
     "LookSAM": "methods",
@@ -29,6 +33,7 @@ _HOMES = {
     "BilateralSAM": "methods",
     "LateSAM": "methods",
     "When": "methods",
+    "PerGroup": "methods",
 }
 
 __all__ = ["__version__", *_HOMES]

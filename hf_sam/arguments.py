@@ -11,7 +11,7 @@ from typing import Any
 
 from transformers import TrainingArguments
 
-from .methods import METHODS, Method, When
+from .methods import METHODS, MSAM, Method, PerGroup, Plain, When
 from .parts.base import Part, nearest
 from .parts.radius import SCHEDULES as RHO_SCHEDULES
 from .parts.radius import Rho
@@ -146,6 +146,8 @@ def build_method(args: Any, given: str | Method | None = None) -> Method:
         raise TypeError(
             f"sam={given!r} is neither a key of METHODS nor a method object such as SAM(rho=0.05)"
         )
+    if option(args, "sam_accumulation") == "micro":
+        method = per_micro_batch(method)
     schedule = parse_when(option(args, "sam_when"))
     if isinstance(schedule, always):
         return method
@@ -156,6 +158,18 @@ def build_method(args: Any, given: str | Method | None = None) -> Method:
             "method without a schedule, such as sam='sam'"
         )
     return When(schedule, method)
+
+
+def per_micro_batch(method: Method) -> Method:
+    """Return the method for each micro-batch by itself (`sam_accumulation="micro"`)."""
+    if isinstance(method, Plain):
+        return method
+    if isinstance(method, (MSAM, PerGroup)):
+        raise ValueError(
+            f"sam_accumulation='micro' makes a group of every micro-batch, and {type(method).__name__} says its own "
+            "groups: leave sam_accumulation at 'window'"
+        )
+    return PerGroup(None, method)
 
 
 def by_name(name: str, rho: Any, options: Mapping[str, Any]) -> Method:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -13,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import Trainer
+from transformers.trainer_utils import has_length
 
 from .arguments import build_method, option
 from .engine.checkpoint import load_state, save_state
@@ -115,6 +117,8 @@ class SAMMixin:
         self._engine = AcceleratedEngine(
             self.accelerator, model, self._replay, self._local_ascent(), self._reentrant()
         )
+        batches = len(loader) if has_length(loader) else None
+        self._per_epoch = batches and math.ceil(batches / self.args.gradient_accumulation_steps)
         if self._method.cuts:
             check_cuttable(self, self._method.describe()["name"])
         if resume_from_checkpoint is not None:
@@ -273,6 +277,7 @@ class SAMMixin:
             step=self.state.global_step,
             total=total,
             warmup=self.args.get_warmup_steps(total),
+            per_epoch=self._per_epoch,
             lr_ratio=float(group["lr"]) / peak if peak > 0 else 0.0,
         )
 

@@ -74,7 +74,9 @@ class Vector(Sequence[Tensor | None]):
         ]
         for mine, (theirs,) in _groups(self.tensors, both, other.tensors):
             if isinstance(scale, Tensor):
-                torch._foreach_add_(mine, torch._foreach_mul(theirs, scale.to(mine[0].device)))
+                factor = scale.to(mine[0].device)
+                for a, b in zip(mine, theirs, strict=True):
+                    a.addcmul_(b, factor)  # one tensor at a time: no scratch copy of all of them
             else:
                 torch._foreach_add_(mine, theirs, alpha=scale)
         for i, (a, b) in enumerate(zip(self, other, strict=True)):

@@ -42,10 +42,31 @@ class Case:
 CASES = [
     Case("sam", passes=lambda step, total: 2),
     Case("asam", passes=lambda step, total: 2),
+    Case(  # four examples at every new mask, of which the toy has one per epoch of five updates
+        "ssam_f",
+        passes=lambda step, total: 2 if step % 5 else 6,
+        options={"fisher_samples": 4},
+        stateful=True,
+    ),
+    Case("ssam_d", passes=lambda step, total: 2, stateful=True),
+    Case(  # two backward passes per group, each of half the examples
+        "msam",
+        passes=lambda step, total: 4,
+        options={"micro_batches": 2},
+        extra_p=2.0,
+        rho_zero_exact=False,
+    ),
     Case(
         "ss_sam",
         passes=lambda step, total: 2 if step / total >= 0.5 else 1,
         options={"schedule": "piecewise"},
+    ),
+    Case(
+        "esam",
+        passes=lambda step, total: 2,
+        rho_zero={"rho": 0.0, "gamma": 1.0},
+        batch_coupled=True,
+        per_example=True,
     ),
     Case("rsam", passes=lambda step, total: 2, rho_zero={"rho": 0.0, "sigma": 0.0}),
     Case("looksam", passes=lambda step, total: 1 if step % 5 else 2, extra_p=3.0, stateful=True),

@@ -257,6 +257,11 @@ class Bowl:
         with torch.no_grad():
             return self.losses(batch)
 
+    def sample(self, n: int, generator: torch.Generator) -> list[Any]:
+        """The Landscape's sample: n batches of one example."""
+        drawn = torch.randint(1000, (n,), generator=generator).tolist()
+        return [self.batch(1000 + i, 1) for i in drawn]
+
     def landscape(
         self, step: int = 0, total: int = 20, batches: int = 1, n: int = 6, **more: Any
     ) -> Landscape:
@@ -268,6 +273,6 @@ class Bowl:
             "seed": 7,
             "names": self.names,
             "per_example": self.per_example,
-            "sample": lambda count, generator: [self.batch(1000 + step, count)],
+            "sample": self.sample,
         }
         return Landscape(self.params, cut, self.backward, **{**settings, **more})

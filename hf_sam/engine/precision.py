@@ -22,11 +22,12 @@ CHUNK = 1 << 20
 
 
 class LossScaling:
-    """Stands between a method, which sees unscaled gradients, and Trainer's GradScaler, if there is one.
+    """Stands between a method, which sees unscaled gradients, and Trainer's GradScaler, if any.
 
-    GradScaler skips an update by what it finds in `.grad`, and so it would not see an overflow in a pass that only
-    served to perturb. Therefore non-finite gradients are noted in every pass, on the device, and the update that is
-    written back is NaN where any was found. Trainer's clipping and GradScaler then do what they do anyway.
+    GradScaler skips an update by what it finds in `.grad`, and so it would not see an overflow in
+    a pass that only served to perturb. Therefore non-finite gradients are noted in every pass, on
+    the device, and the update that is written back is NaN if any was found. Trainer's clipping
+    and GradScaler then do what they do anyway.
 
     Args:
         accelerator: the Trainer's; its `scaler` is looked up each time, as it may be replaced.
@@ -38,7 +39,10 @@ class LossScaling:
 
     @property
     def scale(self) -> Tensor | None:
-        """The `()` factor on this update's losses, None without a scaler; `get_scale()` would wait for the device."""
+        """The `()` factor on this update's losses, None without a scaler.
+
+        It stays on the device; `get_scale()` would wait for it.
+        """
         scaler = self._accelerator.scaler
         return scaler._scale if scaler is not None and scaler.is_enabled() else None
 
@@ -50,9 +54,7 @@ class LossScaling:
         """Divide the gradients of a pass by the scale in place, and note non-finite ones."""
         if self.scale is None:
             return
-        inverse = (
-            self.scale.double().reciprocal().float()
-        )  # as GradScaler does; exact for powers of two
+        inverse = self.scale.double().reciprocal().float()  # as GradScaler computes it
         for group in _by_kind(grads):
             device = group[0].device
             found = self._found.setdefault(device, torch.zeros((), device=device))
@@ -61,7 +63,10 @@ class LossScaling:
             )
 
     def overflow(self) -> Tensor | None:
-        """Return a `()` tensor, 1 if any pass of this update had a non-finite gradient, else 0; None without scaler."""
+        """Return a `()` tensor, 1 if any pass of this update had a non-finite gradient, else 0.
+
+        None without a scaler.
+        """
         if self.scale is None:
             return None
         notes = [found.to(self.scale.device, non_blocking=True) for found in self._found.values()]
@@ -76,7 +81,7 @@ class LossScaling:
 
 
 class RoundingWatch:
-    """Measures once how much of a perturbation survives in weights that are stored in 16 bits, and says so.
+    """Measures once how much of a perturbation survives in weights stored in 16 bits, and says so.
 
     Args:
         speaks: whether this process writes the warning.
@@ -87,7 +92,7 @@ class RoundingWatch:
         self._done = False
 
     def __call__(self, params: Sequence[Tensor], eps: Sequence[Tensor | None]) -> None:
-        """Look at a perturbation that is about to be applied; one of length zero or NaN is left to the next call."""
+        """Look at a perturbation about to be applied; wait for a finite one that is not 0."""
         if self._done:
             return
         pairs = [(p.detach(), e) for p, e in zip(params, eps, strict=True) if e is not None]
@@ -101,10 +106,11 @@ class RoundingWatch:
         self._done = True
         if self._speaks:
             logger.warning(
-                f"Perturbed weights are stored in {' and '.join(kinds)}, which rounds the perturbation: {moved:.1%} of "
-                f"them move at all, and the cosine between the wanted and the actual perturbation is {cosine:.3f} (1 = "
-                "nothing is lost). Keep trainable weights in float32: load the model with dtype=torch.float32 and train "
-                "with bf16=True (autocast), or train LoRA adapters, which are float32 over a 16-bit base."
+                f"Perturbed weights are stored in {' and '.join(kinds)}, which rounds the "
+                f"perturbation: {moved:.1%} of them move at all, and the cosine between the wanted "
+                f"and the actual perturbation is {cosine:.3f} (1: nothing is lost). Keep trainable "
+                "weights in float32: load the model with dtype=torch.float32 and train with "
+                "bf16=True (autocast), or train LoRA adapters: float32 over a 16-bit base."
             )
 
 
@@ -116,8 +122,8 @@ def what_rounding_leaves(pairs: Sequence[tuple[Tensor, Tensor]]) -> tuple[float,
         pairs: parameters p and their perturbations eps.
 
     Returns:
-        The cosine between all eps and all steps (p + eps) - p as stored, NaN where eps is zero or not finite; and the
-        share of elements that move at all. A perturbation that is lost completely has cosine 0.
+        The cosine between all eps and all steps (p + eps) - p as stored: 0 if the perturbation is
+        lost completely, NaN if eps is zero or not finite. And the share of elements that move.
     """
     sums = [torch.zeros(4, dtype=torch.float64, device=p.device) for p, _ in pairs]
     for total, (param, eps) in zip(sums, pairs, strict=True):
@@ -137,7 +143,7 @@ def what_rounding_leaves(pairs: Sequence[tuple[Tensor, Tensor]]) -> tuple[float,
 
 
 def _by_kind(tensors: Sequence[Tensor | None]) -> Iterator[list[Tensor]]:
-    """Yield lists of the present tensors of one device and dtype each, as foreach kernels want them."""
+    """Yield lists of the present tensors of one device and dtype each, for foreach kernels."""
     kinds: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
     for tensor in tensors:
         if tensor is not None:

@@ -48,7 +48,7 @@ class Engine:
         self.replay = replay or Replay()
 
     def no_sync(self, own: bool = False) -> AbstractContextManager[None]:
-        """Surround a forward and backward whose gradient is not averaged over ranks (yet, or `own`: ever)."""
+        """Surround a pass whose gradient is not averaged over ranks (yet, or `own`: ever)."""
         return nullcontext()
 
     def how(self, local_ok: bool, partial: bool, averaged: str) -> How:
@@ -56,8 +56,10 @@ class Engine:
 
         Args:
             local_ok: it only serves to perturb.
-            partial: it is computed for some parameters only, which a backward that communicates cannot do.
-            averaged: of a "pass" of its own; by a group "itself"; or by the group's "caller", descent gradients only.
+            partial: it is computed for some parameters only, which a backward that communicates
+                cannot do.
+            averaged: of a "pass" of its own; by a group "itself"; or by the group's "caller", which
+                is for descent gradients only.
         """
         if local_ok and self.local_ascent:
             return How(together=False, averaged=False, shared=False)
@@ -73,7 +75,7 @@ class Engine:
         return nullcontext()
 
     def take(self, params: Sequence[Tensor]) -> list[Tensor | None]:
-        """Take ownership of the gradients: unscaled, `None` where there is none; `.grad` is `None` afterwards."""
+        """Take ownership of the gradients, unscaled; `.grad` is `None` afterwards."""
         grads = [p.grad for p in params]
         for p in params:
             p.grad = None
@@ -86,7 +88,8 @@ class Engine:
         """Write the update to `.grad`; `update` is consumed.
 
         Returns:
-            A `()` bool tensor, equal on all ranks, that says whether a GradScaler will skip this update; None without.
+            A `()` bool tensor, equal on all ranks, that says whether a GradScaler will skip this
+            update; None without a GradScaler.
         """
         for param, entry in zip(params, update, strict=True):
             param.grad = entry
@@ -103,14 +106,15 @@ class Engine:
 
 
 class AcceleratedEngine(Engine):
-    """What a Landscape needs when accelerate runs the model: loss scaling, and DDP where there are several ranks.
+    """What a Landscape needs when accelerate runs the model: loss scaling, and DDP.
 
     Args:
         accelerator: the Trainer's.
         model: the model as accelerate prepared it.
         replay: random numbers and statistics.
         local_ascent: whether a gradient that only serves to perturb stays this rank's own.
-        whole_backward: a backward for some parameters only would leave gradients out (reentrant checkpointing).
+        whole_backward: a backward for some parameters only would leave gradients out (reentrant
+            checkpointing).
     """
 
     def __init__(
@@ -136,10 +140,10 @@ class AcceleratedEngine(Engine):
         self._scaling.start()
 
     def no_sync(self, own: bool = False) -> AbstractContextManager[None]:
-        """Surround a forward and backward whose gradient is not averaged over ranks (yet).
+        """Surround a pass whose gradient is not averaged over ranks (yet).
 
         Args:
-            own: the gradient stays this rank's own for good; otherwise `sync_each_batch` is respected.
+            own: it stays this rank's own for good; otherwise `sync_each_batch` is respected.
         """
         if self._every_batch and not own:
             return nullcontext()
@@ -152,15 +156,18 @@ class AcceleratedEngine(Engine):
             yield
             return
         subset = [p for p, yes in zip(params, chosen, strict=True) if yes and p.requires_grad]
-        accelerator = self._accelerator
-        accelerator.backward = partial(accelerator.backward, inputs=subset)  # type: ignore[method-assign]
+        accelerator, whole = self._accelerator, self._accelerator.backward
+        accelerator.backward = partial(whole, inputs=subset)
         try:
             yield
         finally:
-            del accelerator.backward
+            accelerator.backward = whole
 
     def take(self, params: Sequence[Tensor]) -> list[Tensor | None]:
-        """Take ownership of the gradients, unscaled; buckets that the next backward will overwrite are copied."""
+        """Take ownership of the gradients, unscaled; `.grad` is `None` afterwards.
+
+        Views of the buckets that DDP averages are copied: the next backward overwrites them.
+        """
         grads = super().take(params)
         if self._views:
             grads = [None if g is None else g.clone() for g in grads]
@@ -168,15 +175,15 @@ class AcceleratedEngine(Engine):
         return grads
 
     def before_perturbing(self, params: Sequence[Tensor], eps: Sequence[Tensor | None]) -> None:
-        """Measure once what rounding does to a perturbation of weights that are stored in 16 bits."""
+        """Measure once what rounding leaves of a perturbation of weights stored in 16 bits."""
         self._watch(params, eps)
 
     def give(self, params: Sequence[Tensor], update: Sequence[Tensor | None]) -> Tensor | None:
-        """Write the update to `.grad`, scaled as clipping and the optimizer step expect it; `update` is consumed.
+        """Write the update to `.grad`, scaled as clipping and the optimizer step expect it.
 
         Returns:
-            As `Engine.give`. The ranks agree on it by one all-reduce of one number: an ascent gradient of their own
-            may have overflowed on some of them only.
+            As `Engine.give`. The ranks agree on it by one all-reduce of one number: an ascent
+            gradient of their own may have overflowed on some of them only.
         """
         overflow = self._scaling.overflow()
         if overflow is not None:
@@ -198,7 +205,8 @@ class AcceleratedEngine(Engine):
     ) -> list[Tensor | None]:
         """Return the means over ranks, in the same storage; None where every rank has None.
 
-        The ranks first agree on which there are: data decides that, and no rank may wait for another's all-reduce.
+        The ranks first agree on which there are: data decides that, and no rank may wait for
+        another's all-reduce.
         """
         if self._accelerator.num_processes == 1:
             return grads

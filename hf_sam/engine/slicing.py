@@ -115,14 +115,3 @@ def contiguous_groups(sizes: list[int], groups: int) -> list[list[tuple[int, sli
             cut[group].append((i, slice(start, start + length)))
             start, position = start + length, position + length
     return cut
-
-
-def most(values: Tensor, share: float) -> Tensor:
-    """Return the positions of the ceil(share B) largest values, in ascending order of position.
-
-    Args:
-        values: (B,).
-        share: of B, above 0 and up to 1; at least one is kept.
-    """
-    count = max(min(int(-(-share * len(values) // 1)), len(values)), 1)
-    return torch.topk(values, count).indices.sort().values

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which optimizers and engines are refused at start-up, and why."""
+"""Which engines and optimizers SAM works with, and which are refused at start-up, and why."""
 
 from __future__ import annotations
 
@@ -11,63 +11,141 @@ from typing import Any
 from accelerate import DistributedType
 from transformers.training_args import ParallelMode
 
+Found = Callable[[Any], bool]
+
 
 @dataclass(frozen=True)
 class EngineRow:
-    """One way of running a model, and whether SAM is right there."""
+    """One way of running a model, and whether SAM is right there.
+
+    Attributes:
+        name: what the user calls it.
+        methods: which methods work: "all", or "none".
+        why: what to know, or why it is refused and what to use instead.
+        found: whether a trainer runs this way; None for ways that are supported.
+    """
 
     name: str
     methods: str
     why: str
-    found: Callable[[Any], bool]
+    found: Found | None = None
 
 
-def _distributed(*kinds: str) -> Callable[[Any], bool]:
-    return lambda trainer: (
-        trainer.accelerator.distributed_type in [getattr(DistributedType, k, None) for k in kinds]
-    )
+def _distributed(kind: str) -> Found:
+    return lambda t: t.accelerator.distributed_type == getattr(DistributedType, kind)
 
 
-def _size(name: str) -> Callable[[Any], bool]:
-    return lambda trainer: getattr(trainer, f"get_{name}_size", lambda: 1)() > 1
+def _mode(*kinds: ParallelMode) -> Found:
+    return lambda t: t.args.parallel_mode in kinds
 
+
+def _parallelism(*names: str) -> Found:
+    """Return whether accelerate's ParallelismConfig has one of these sizes above 1."""
+
+    def found(trainer: Any) -> bool:
+        config = getattr(trainer.accelerator, "parallelism_config", None)
+        return any((getattr(config, f"{name}_size", None) or 1) > 1 for name in names)
+
+    return found
+
+
+def _loaded(*names: str) -> Found:
+    """Return whether `from_pretrained(distributed_config=...)` had one of these sizes above 1."""
+
+    def found(trainer: Any) -> bool:
+        if not getattr(trainer, "is_distributed_loading_by_transformers", False):
+            return False
+        config = getattr(trainer.model.config, "distributed_config", None)
+        return any((getattr(config, f"{name}_size", None) or 1) > 1 for name in names)
+
+    return found
+
+
+def _static_graph(trainer: Any) -> bool:
+    handler = trainer.accelerator.ddp_handler
+    return trainer.accelerator.num_processes > 1 and getattr(handler, "static_graph", False)
+
+
+def _any(*ways: Found) -> Found:
+    return lambda t: any(way(t) for way in ways)
+
+
+PER_GPU = "start one process per GPU: accelerate launch --multi_gpu, or torchrun --nproc_per_node N"
 
 ENGINES = (
+    EngineRow("one process, on CPU or one GPU", "all", "proven on CPU"),
+    EngineRow(
+        "DDP (accelerate launch, torchrun)",
+        "all",
+        "each rank may ascend along its own gradient, which saves an all-reduce (sam_ascent_sync)",
+    ),
+    EngineRow("fp16 or bf16 autocast (fp16=True, bf16=True)", "all", "weights stay float32"),
+    EngineRow("PEFT adapters", "all", "the adapter's trainable weights are perturbed"),
     EngineRow(
         "DeepSpeed",
-        "none yet",
-        "its engine keeps gradients and weights to itself, so SAM would silently not "
-        "happen; use DDP",
-        lambda t: t.is_deepspeed_enabled or _distributed("DEEPSPEED")(t),
+        "none",
+        "it keeps gradients and weights to itself, so SAM would silently not happen; use DDP",
+        _any(lambda t: bool(t.is_deepspeed_enabled), _distributed("DEEPSPEED")),
+    ),
+    EngineRow(
+        "tensor, expert or pipeline parallelism",
+        "none",
+        "each rank holds a part of the weights; use DDP, with LoRA if the model is too large",
+        _any(
+            lambda t: t.get_tp_size() > 1,
+            _loaded("tp", "ep", "pp"),
+            _parallelism("tp"),
+        ),
+    ),
+    EngineRow(
+        "context or sequence parallelism",
+        "none",
+        "each rank holds a part of every example; use DDP",
+        _parallelism("cp", "sp"),
     ),
     EngineRow(
         "FSDP",
-        "none yet",
-        "parameters are sharded; use DDP",
-        lambda t: (
-            t.is_fsdp_enabled
-            or bool(t.args.fsdp)
-            or getattr(t, "is_distributed_loading_by_transformers", False)
+        "none",
+        "the weights are sharded over ranks; use DDP, with LoRA if the model is too large",
+        _any(
+            lambda t: bool(t.is_fsdp_enabled or t.args.fsdp),
+            lambda t: bool(getattr(t, "is_distributed_loading_by_transformers", False)),
+            _parallelism("dp_shard"),
         ),
     ),
-    EngineRow("tensor parallelism", "none yet", "parameters are sharded; use DDP", _size("tp")),
     EngineRow(
-        "context or sequence parallelism",
-        "none yet",
-        "a batch is spread over ranks; use DDP",
-        lambda t: _size("cp")(t) or _size("sp")(t),
+        "DDP with a static graph (ddp_static_graph=True)",
+        "none",
+        "torch then cannot start with a pass that is not averaged over ranks; leave it out",
+        _static_graph,
     ),
     EngineRow(
         "DataParallel (several GPUs in one process)",
-        "none yet",
-        "replicas are made anew in each pass; start one "
-        "process per GPU: accelerate launch --multi_gpu, or torchrun --nproc_per_node N",
-        lambda t: t.args.parallel_mode == ParallelMode.NOT_DISTRIBUTED and t.args.n_gpu > 1,
+        "none",
+        f"its replicas are made anew in every pass; {PER_GPU}",
+        lambda t: _mode(ParallelMode.NOT_DISTRIBUTED)(t) and t.args.n_gpu > 1,
+    ),
+    EngineRow(
+        "fp8 mixed precision",
+        "none",
+        "its scaling statistics move in every pass; use bf16=True",
+        lambda t: t.accelerator.mixed_precision == "fp8",
     ),
     EngineRow(
         "Megatron-LM", "none", "its backward is its own; use DDP", _distributed("MEGATRON_LM")
     ),
-    EngineRow("XLA", "none", "not proven; use CPU or GPU", _distributed("XLA", "TPU")),
+    EngineRow(
+        "SageMaker parallelism",
+        "none",
+        "its backward is its own; use DDP (torchrun)",
+        _mode(ParallelMode.SAGEMAKER_MODEL_PARALLEL, ParallelMode.SAGEMAKER_DATA_PARALLEL),
+    ),
+    EngineRow(
+        "XLA (TPU)",
+        "none",
+        "not proven there; use CPU or GPU",
+        _any(_distributed("XLA"), _mode(ParallelMode.TPU)),
+    ),
 )
 
 
@@ -78,16 +156,15 @@ def check_engine(trainer: Any) -> None:
         NotImplementedError: the engine's name, the reason, and what to use instead.
     """
     for row in ENGINES:
-        if row.found(trainer):
-            raise NotImplementedError(
-                f"hf_sam does not support {row.name} here ({row.methods}): {row.why}"
-            )
+        if row.found is not None and row.found(trainer):
+            raise NotImplementedError(f"hf_sam does not support {row.name}: {row.why}")
 
 
 UPDATE_IN_BACKWARD = "it updates the weights inside backward, so there is no gradient to hand over"
 NEEDS_CLOSURE = (
     "its step() evaluates the loss itself through a closure, which Trainer does not give"
 )
+ANOTHER_SAM = "it is a SAM of its own, which Trainer does not drive; give its base optimizer alone"
 
 
 def check_optimizer(optimizer: Any, args: Any) -> None:
@@ -98,25 +175,24 @@ def check_optimizer(optimizer: Any, args: Any) -> None:
         args: the training arguments.
 
     Raises:
-        ValueError: the optimizer's name and the reason.
+        ValueError: the optimizer's name, the reason, and what to use instead.
     """
-    name = str(getattr(args.optim, "value", args.optim))
     while hasattr(optimizer, "optimizer"):
         optimizer = optimizer.optimizer
+    name = str(getattr(args.optim, "value", args.optim)) if optimizer is None else ""
     kind = type(optimizer).__name__
+    label = f"optim={name!r}" if optimizer is None else f"The optimizer {kind}"
+    known = f"{name} {kind}".lower()
     reason = None
-    if (
-        "lomo" in name.lower()
-        or "layerwise" in name.lower()
-        or "lomo" in kind.lower()
-        or kind == "LayerWiseDummyOptimizer"
-    ):
+    if "lomo" in known or "layerwise" in known:
         reason = UPDATE_IN_BACKWARD
+    elif optimizer is not None and hasattr(optimizer, "first_step"):
+        reason = ANOTHER_SAM
     elif optimizer is not None and _wants_closure(optimizer):
         reason = NEEDS_CLOSURE
     if reason:
         raise ValueError(
-            f"optim={name!r} ({kind}) does not work with SAM: {reason}; use for example optim='adamw_torch'"
+            f"{label} does not work with SAM: {reason}; use for example optim='adamw_torch'"
         )
 
 

@@ -4,13 +4,16 @@
 from .asam import ASAM
 from .base import Method
 from .bilateral import BilateralSAM
+from .esam import ESAM
 from .friendly import FriendlySAM
 from .late import LateSAM
 from .looksam import LookSAM
+from .msam import MSAM, PerGroup
 from .plain import Plain
 from .rsam import RSAM
 from .sam import SAM
 from .ss_sam import SSSAM
+from .ssam import SparseSAMDynamic, SparseSAMFisher
 from .stable import StableSAM
 from .when import When
 
@@ -18,7 +21,11 @@ METHODS: dict[str, type[Method]] = {
     "none": Plain,
     "sam": SAM,
     "asam": ASAM,
+    "ssam_f": SparseSAMFisher,
+    "ssam_d": SparseSAMDynamic,
+    "msam": MSAM,
     "ss_sam": SSSAM,
+    "esam": ESAM,
     "rsam": RSAM,
     "looksam": LookSAM,
     "friendly_sam": FriendlySAM,
@@ -29,7 +36,9 @@ METHODS: dict[str, type[Method]] = {
 
 __all__ = [
     "ASAM",
+    "ESAM",
     "METHODS",
+    "MSAM",
     "RSAM",
     "SAM",
     "SSSAM",
@@ -38,7 +47,10 @@ __all__ = [
     "LateSAM",
     "LookSAM",
     "Method",
+    "PerGroup",
     "Plain",
+    "SparseSAMDynamic",
+    "SparseSAMFisher",
     "StableSAM",
     "When",
 ]

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 from ..landscape import Landscape
@@ -43,8 +43,9 @@ class Method(Part):
 
     @property
     def when(self) -> Schedule | None:
-        """The schedule that decides which updates are perturbed; None for all of them."""
-        return None
+        """The schedule that decides which updates are perturbed, also a method within's; or None."""
+        within = (child.when for _, child in self.children() if isinstance(child, Method))
+        return next((when for when in within if when is not None), None)
 
     @property
     def local_ascent(self) -> bool:
@@ -55,3 +56,24 @@ class Method(Part):
     def cuts(self) -> bool:
         """Whether this method or one below it chooses or groups single examples."""
         return any(isinstance(part, Method) and part.selects for part in self.walk())
+
+
+@dataclass
+class Perturbing(Method):
+    """A method whose ascent gradient may be taken on a part of the batch.
+
+    Attributes:
+        ascent_fraction: of each micro-batch's examples, from its beginning, for the ascent gradient; the clean loss
+            that is logged is theirs, and sharpness is not read. Bahri, Mobahi, Tay, ACL 2022, arXiv 2110.08529.
+    """
+
+    ascent_fraction: float = field(
+        default=1.0,
+        kw_only=True,
+        metadata={"help": "share of the batch for the ascent", "low": 0.01, "high": 1.0},
+    )
+
+    @property
+    def selects(self) -> bool:  # type: ignore[override]
+        """With a fraction below 1."""
+        return self.ascent_fraction < 1

@@ -10,11 +10,11 @@ import torch
 from ..landscape import Landscape
 from ..parts.radius import Rho, radius
 from ..vector import Vector
-from .base import Method
+from .base import Perturbing
 
 
 @dataclass
-class BilateralSAM(Method):
+class BilateralSAM(Perturbing):
     """Bilateral SAM. Deng, Pang, Zhang, Huang, 2024, arXiv 2409.13173.
 
     Update::
@@ -58,7 +58,7 @@ class BilateralSAM(Method):
 
     def update(self, at: Landscape) -> Vector:
         """Return above + here - |above| / |below| below."""
-        here = at.gradient()
+        here = at.gradient(fraction=self.ascent_fraction)
         with at.perturbed(radius(self.rho)(at.chosen(here).clone(), at)):
             above = at.gradient()
         length = above.norm()

@@ -42,8 +42,6 @@ class FriendlySAM(SAM):
         rho: radius, weight-space L2 norm, or a schedule for it.
         sigma: share of the average that is taken off.
         decay: decay of the average, per update.
-        ascent: fixed by the method.
-        combine: what to make of both gradients; default the gradient there.
     """
 
     paper = "Li et al., CVPR 2024, arXiv 2403.12350"

@@ -25,7 +25,7 @@ class LateSAM(SAM):
 
     Cost: 1 pass before, 2 after: 2 - start on average; 1 P extra, no state.
 
-    Defaults: rho = 0.05, SAM's; start = 0.75 (the authors' script: the last 11 of 160 epochs).
+    Defaults: rho = 0.05, SAM's; start = 0.75 (the authors' script: from epoch 150 of 160).
 
     Deviations: one optimizer for the whole run, so that momentum lives on; the authors' code
     (zzp1012/SAM-in-Late-Phase @ 217fea4) starts a new one at the switch. Its rho of 2.0 is for
@@ -37,8 +37,6 @@ class LateSAM(SAM):
     Attributes:
         rho: radius, weight-space L2 norm, or a schedule for it.
         start: share of all updates, 0 to 1, after which SAM begins.
-        ascent: fixed by the method.
-        combine: what to make of both gradients; default the gradient there.
     """
 
     paper = "Zhou et al., ICLR 2025, arXiv 2410.10373"

@@ -11,11 +11,11 @@ from ..landscape import Landscape
 from ..parts.direction import NEGLIGIBLE, Direction
 from ..parts.radius import Rho, layer_radius, radius
 from ..vector import Vector
-from .base import Method
+from .base import Perturbing
 
 
 @dataclass
-class LookSAM(Method):
+class LookSAM(Perturbing):
     """LookSAM and Look-LayerSAM. Liu, Mai, Chen, Hsieh, You, CVPR 2022, arXiv 2203.02714.
 
     Update::
@@ -46,9 +46,11 @@ class LookSAM(Method):
     of zeros, such as LoRA's B at the start, is not perturbed.
 
     Attributes:
-        rho: radius, weight-space L2 norm (per tensor under `layerwise`; relative under "trust"), or
-        a schedule. k: updates from one refresh to the next. alpha: length of the reused part,
-        relative to the gradient. layerwise: "none", "unit" or "trust".
+        rho: radius, weight-space L2 norm (per tensor under `layerwise`, relative to its weights
+            under "trust"), or a schedule for it.
+        k: updates from one refresh to the next.
+        alpha: length of the reused part, relative to the gradient.
+        layerwise: "none", or what the radius of a tensor is: "unit" rho, "trust" rho |w_l|.
     """
 
     stateful = True
@@ -75,7 +77,7 @@ class LookSAM(Method):
         return self._reuse(at) if done % int(self.k) else self._refresh(at)
 
     def _refresh(self, at: Landscape) -> Vector:
-        here = at.gradient()
+        here = at.gradient(fraction=self.ascent_fraction)
         with at.perturbed(self._ascent()(at.chosen(here).clone(), at)):
             there = at.gradient()
         square = here.dot(here)

@@ -14,11 +14,11 @@ from torch import Tensor
 from ..landscape import Landscape
 from ..parts.radius import Rho, to_length
 from ..vector import Vector
-from .base import Method
+from .base import Perturbing
 
 
 @dataclass
-class RSAM(Method):
+class RSAM(Perturbing):
     """Random SAM (R-SAM). Liu, Mai, Cheng, Chen, Hsieh, You, NeurIPS 2022 (no arXiv id).
 
     Update::
@@ -67,12 +67,12 @@ class RSAM(Method):
 
     def update(self, at: Landscape) -> Vector:
         """Return the gradient at w + rho v / |v|."""
-        noise = [self._noise(at, i) if chosen else None for i, chosen in enumerate(at.where)]
+        noise = [self.noise(at, i) if chosen else None for i, chosen in enumerate(at.where)]
         with at.perturbed(Vector(noise, at.weights().total)):
-            smooth = at.gradient(local_ok=True)
+            smooth = at.gradient(local_ok=True, fraction=self.ascent_fraction)
         v = at.chosen(smooth).mul_(self.lam)
         for i in v.present:
-            v[i].add_(self._noise(at, i))  # type: ignore[union-attr]
+            v[i].add_(self.noise(at, i))  # type: ignore[union-attr]
         del smooth
         with at.perturbed(to_length(v, self.rho, v.changed().norm(), at)):
             return at.gradient()
@@ -86,7 +86,7 @@ class RSAM(Method):
         """Return s at the share x of the run, 0 to 1."""
         return self.sigma * (0.2 + 0.8 * (1 - math.cos(math.pi * x)) / 2)
 
-    def _noise(self, at: Landscape, i: int) -> Tensor:
+    def noise(self, at: Landscape, i: int) -> Tensor:
         """Return the noise of parameter i: the same however often it is asked for."""
         w = at.weights()[i]
         assert w is not None
@@ -100,20 +100,20 @@ class RSAM(Method):
 def normal(like: Tensor, key: tuple[int, ...]) -> Tensor:
     """Return N(0, 1) deviates, a function of `key`, with shape, type and device of a tensor."""
     words = np.random.SeedSequence([part % (1 << 64) for part in key])
+    wide = torch.promote_types(like.dtype, torch.float32)
     if like.device.type == "cpu":
         # torch's CPU generator takes five times as long, which shows beside a small model's pass.
         bits = np.random.Generator(np.random.SFC64(words)).bytes(2 * like.numel())
-        drawn = torch.from_numpy(_quantiles()[np.frombuffer(bits, np.uint16)])
+        drawn = torch.from_numpy(_quantiles(wide)[np.frombuffer(bits, np.uint16)])
         return drawn.view(like.shape).to(like.dtype)
     seed = int(words.generate_state(1, np.uint64)[0] >> np.uint64(1))
     generator = torch.Generator(like.device).manual_seed(seed)
-    wide = torch.promote_types(like.dtype, torch.float32)
     drawn = torch.randn(like.shape, generator=generator, device=like.device, dtype=wide)
     return drawn.to(like.dtype)
 
 
 @functools.cache
-def _quantiles() -> np.ndarray:
+def _quantiles(dtype: torch.dtype) -> np.ndarray:
     """Return the normal distribution's quantiles in the middle of 65536 equal shares."""
     middles = (torch.arange(1 << 16, dtype=torch.float64) + 0.5) / (1 << 16)
-    return torch.special.ndtri(middles).float().numpy()
+    return torch.special.ndtri(middles).to(dtype).numpy()

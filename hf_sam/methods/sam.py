@@ -10,11 +10,11 @@ from ..parts.combine import Combine, there_only
 from ..parts.direction import Direction
 from ..parts.radius import Rho, radius
 from ..vector import Vector
-from .base import Method
+from .base import Perturbing
 
 
 @dataclass
-class SAM(Method):
+class SAM(Perturbing):
     """Sharpness-Aware Minimization. Foret, Kleiner, Mobahi, Neyshabur, ICLR 2021, arXiv 2010.01412.
 
     Update::
@@ -77,7 +77,7 @@ class SAM(Method):
     def update(self, at: Landscape) -> Vector:
         """Return the gradient there, or what `combine` makes of both."""
         assert self.ascent is not None
-        here = at.gradient(local_ok=self.local_ascent)
+        here = at.gradient(local_ok=self.local_ascent, fraction=self.ascent_fraction)
         finish = self.combine(here)
         with at.perturbed(self.ascent(at.chosen(here), at)):
             there = at.gradient()

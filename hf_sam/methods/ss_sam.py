@@ -32,8 +32,8 @@ class SSSAM(SAM):
     Cost: 1 pass or 2, 1 + (mean of p) on average; 1 P extra, no state: the coin is a function of
     (seed, update), equal on all ranks and after a resume.
 
-    Defaults: rho = 0.05, SAM's; linear from 0 to 1, 1.5 passes on average, where the authors find
-    it on a par with SAM.
+    Defaults: rho = 0.05, SAM's; schedule = linear from p_start = 0 to p_end = 1, 1.5 passes on
+    average, where the authors find it on a par with SAM; switch = 0.5, which costs the same.
 
     Deviations: the paper names the four families; these parameters for them are ours. G-RST's
     weighted mean of both gradients is left out.
@@ -46,8 +46,6 @@ class SSSAM(SAM):
         p_start: probability at the start (throughout, for `constant`).
         p_end: probability at the end.
         switch: share of all updates, for `piecewise`.
-        ascent: fixed by the method.
-        combine: what to make of both gradients; default the gradient there.
     """
 
     paper = "Zhao et al., 2022, arXiv 2203.09962"

@@ -34,7 +34,6 @@ class StableSAM(SAM):
 
     Attributes:
         rho: radius, weight-space L2 norm, or a schedule for it.
-        ascent: fixed by the method.
         combine: what to make of both gradients; default `rescaled()`.
     """
 

@@ -151,10 +151,17 @@ def test_a_zero_gradient_means_no_perturbation(case: Case) -> None:
     def backward(batch: object, share: float = 1.0, with_losses: bool = False) -> object:
         loss = (p * 0.0).sum() * share
         loss.backward()
-        return (loss.detach(), loss.detach()[None]) if with_losses else loss.detach()
+        return (loss.detach(), torch.zeros(2)) if with_losses else loss.detach()
 
     method = build(case)
-    at = Landscape([p], [torch.ones(1)], backward, names=["weight"])
+    at = Landscape(
+        [p],
+        [torch.ones(2)],
+        backward,
+        names=["weight"],
+        per_example=lambda batch: torch.zeros(len(batch)),
+        sample=lambda n, generator: [torch.ones(1)] * n,
+    )
     update = method(at)
     assert update[0] is not None and torch.equal(update[0], torch.zeros(3, dtype=torch.float64))
     assert torch.equal(p.detach(), torch.ones(3, dtype=torch.float64))
@@ -176,7 +183,7 @@ def test_a_non_finite_gradient_leaves_no_trace(case: Case, bad: float) -> None:
             bowl.backward,
             names=bowl.names,
             per_example=bowl.per_example,
-            sample=lambda n, g: [bowl.batch(5, n)],
+            sample=bowl.sample,
             progress=bowl.landscape(3, 12).progress,
         )
     )

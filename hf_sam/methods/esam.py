@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Efficient SAM."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+
+from ..landscape import Landscape
+from ..parts.examples import most
+from ..parts.radius import Rho, to_length
+from ..vector import Vector
+from .base import Method
+
+
+@dataclass
+class ESAM(Method):
+    """Efficient Sharpness-Aware Minimization. Du et al., ICLR 2022, arXiv 2110.03141; not EfficientSAM.
+
+    Update::
+
+        S     = random parameter tensors, each with probability beta
+        here  = gradient of L at w, for the tensors of S
+        eps   = (rho / beta) here / |here|
+        B+    = the ceil(gamma B) examples whose loss rises most from w to w + eps
+        there = gradient of the mean loss of B+ at w + eps
+        u     = there
+
+    Cost: 2 passes, of which the first computes the weight gradients of S only and the second runs on B+, and one
+    forward for the choice of B+ (none with gamma = 1); 1 P extra; no state. With weight gradients a third of the
+    work, beta = 0.6 and gamma = 0.5 make (1 + 1 + beta + 1 + 3 gamma) / 3 = 1.70 times the plain update. The
+    often-quoted 1.4 is SAM's time over ESAM's.
+
+    Defaults: rho = 0.05, beta = 0.6, gamma = 0.5, the paper's for ResNet-18.
+
+    Deviations from the authors' code (dydjw9/Efficient_SAM @ 1e06840): ceil(gamma B) examples by rank (there, a strict
+    comparison keeps one fewer, none for small batches); S is drawn by (seed, update), equally on all ranks, also in
+    the first update; gamma = 1 needs no extra forward; norm statistics move once. As there, S consists of whole
+    tensors, and the norm is over S and divided by beta, so |eps| = rho / beta.
+
+    When it does not help: with frozen layers and adapters (weight gradients are cheap there, beta saves nothing); on
+    small batches. Independent runs on CIFAR-100 and ViT found it between the base optimizer and SAM.
+
+    Attributes:
+        rho: radius before the division by beta, weight-space L2 norm, or a schedule for it.
+        beta: probability with which a tensor is perturbed; 1 perturbs all.
+        gamma: share of the examples in the second gradient; 1 takes all.
+    """
+
+    paper = "Du et al., ICLR 2022, arXiv 2110.03141"
+    passes = "about 1.7"
+    memory = "1"
+    use = "cheaper SAM for full fine-tuning and images"
+
+    rho: Rho = field(default=0.05, metadata={"help": "radius, weight-space L2 norm", "low": 0.0})
+    beta: float = field(
+        default=0.6, metadata={"help": "probability of a tensor", "low": 0.01, "high": 1.0}
+    )
+    gamma: float = field(
+        default=0.5, metadata={"help": "share of the examples", "low": 0.01, "high": 1.0}
+    )
+
+    starts_at_w = False
+
+    @property
+    def selects(self) -> bool:  # type: ignore[override]
+        """With gamma below 1."""
+        return self.gamma < 1
+
+    @property
+    def local_ascent(self) -> bool:
+        """The update is the descent gradient."""
+        return True
+
+    def update(self, at: Landscape) -> Vector:
+        """Return the gradient there of the examples that rise most."""
+        some = self._tensors(at)
+        here = at.gradient(
+            local_ok=True, only=None if all(some) else some, with_losses=self.gamma < 1
+        )
+        direction = at.chosen(here).keep(some)
+        eps = to_length(direction, self.rho, direction.norm(), at).mul_(1 / self.beta)
+        with at.perturbed(eps):
+            return (self._sharpest(at) if self.gamma < 1 else at).gradient()
+
+    def _tensors(self, at: Landscape) -> list[bool]:
+        """Draw S among the parameters that may be perturbed; at least one."""
+        toss = torch.rand(len(at.params), generator=at.generator, dtype=torch.float64)
+        toss[~torch.tensor(at.where)] = 2.0
+        return (toss < max(self.beta, float(toss.min()) + 1e-12)).tolist()
+
+    def _sharpest(self, at: Landscape) -> Landscape:
+        """Return the loss of the examples whose loss rose most."""
+        rises = [after - before for after, before in zip(at.losses_here(), at.losses, strict=True)]
+        mean = sum(share * rise.mean() for share, rise in zip(at.shares, rises, strict=True))
+        at.readings["sharpness"] = torch.as_tensor(mean)
+        return at.select([most(rise, self.gamma) for rise in rises])

@@ -1,0 +1,292 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which weights to perturb: masks that follow the data, and the choice of the largest scores."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..landscape import Landscape
+from ..vector import StateValue, Vector
+from .direction import Direction
+
+Scores = list[Tensor | None]
+Masks = list[Tensor | None]
+DIGITS = ((20, 11), (10, 10), (0, 10))
+"""(shift, bits) of the digits of a non-negative float32, from the most significant on."""
+
+
+@dataclass
+class Mask(Direction):
+    """Keeps a direction where a mask says so: `v <- v * mask`, after scaling as in Sparse SAM's papers.
+
+    The mask is renewed at first use and then every `update_interval` updates. State: the mask (bool, one byte per
+    element; whole tensors one byte each), and the update of its last renewal. A renewal at a non-finite gradient is
+    left out, unless there is no mask yet.
+
+    Attributes:
+        sparsity: share of the weights that is not perturbed.
+        update_interval: updates between renewals; None is one epoch.
+    """
+
+    stateful = True
+
+    sparsity: float = field(
+        default=0.5, metadata={"help": "share of weights not perturbed", "low": 0, "high": 1}
+    )
+    update_interval: int | None = field(
+        default=None,
+        metadata={"help": "updates per mask; one epoch", "low": 1, "whole": True, "optional": True},
+    )
+
+    def __call__(self, v: Vector, at: Landscape) -> Vector:
+        """Return v with zeros, or None for whole tensors, where the mask is off."""
+        mask = self.state.get("mask")
+        if mask is None or self._due(at, v):
+            mask = Vector(self.renew(v, at, None if mask is None else list(mask)))  # type: ignore[arg-type]
+            self.state.update(mask=mask, renewed=at.progress.step)
+            self.__dict__.pop("_whole", None)
+        assert isinstance(mask, Vector)
+        return self._apply(v, mask)
+
+    def load_state_dict(self, state: dict[str, StateValue]) -> None:
+        """Take over a saved mask."""
+        self.__dict__.pop("_whole", None)
+        super().load_state_dict(state)
+
+    def _due(self, at: Landscape, v: Vector) -> bool:
+        interval = self.update_interval or at.progress.per_epoch or at.progress.total
+        due = at.progress.step - int(self.state["renewed"]) >= interval  # type: ignore[arg-type]
+        return due and bool(torch.isfinite(v.norm()))
+
+    def _apply(self, v: Vector, mask: Vector) -> Vector:
+        whole = self.__dict__.get("_whole")
+        if whole is None:  # looked at once per renewal: which tensors are on or off as a whole
+            whole = [None if m is None or m.ndim else bool(m) for m in mask]
+            self.__dict__["_whole"] = whole
+        for entry, m, decided in zip(v, mask, whole, strict=True):
+            if entry is not None and m is not None and decided is None:
+                entry.mul_(m)
+        return v.changed().keep([decided is not False for decided in whole])
+
+    def renew(self, v: Vector, at: Landscape, before: Masks | None) -> Masks:
+        """Return the next mask for the entries of v: bool, of the entry's shape, or `()` for a whole tensor."""
+        raise NotImplementedError
+
+
+@dataclass
+class fisher_mask(Mask):
+    """The weights with the largest empirical Fisher information: mean squared gradients of single examples.
+
+    The examples are drawn by the update's generator, equally on all ranks, and pass through the model without
+    dropout and with the running statistics; norm statistics and random streams stay as they are.
+
+    Attributes:
+        sparsity: share of the weights that is not perturbed.
+        update_interval: updates between renewals; None is one epoch.
+        fisher_samples: examples per renewal.
+        pattern: `unstructured`; `structured`, whole tensors by their mean score; or `n:m`, the n largest of every m
+            consecutive weights along the input dimension.
+    """
+
+    fisher_samples: int = field(
+        default=128, metadata={"help": "examples per mask", "low": 1, "whole": True}
+    )
+    pattern: str = field(
+        default="unstructured", metadata={"help": "unstructured, structured, or n:m such as 2:4"}
+    )
+
+    def __post_init__(self) -> None:
+        """Check the pattern, too."""
+        super().__post_init__()
+        if self.pattern in ("unstructured", "structured"):
+            return
+        n, m = _n_of_m(self.pattern)
+        if not math.isclose(self.sparsity, 1 - n / m):
+            raise ValueError(
+                f"pattern={self.pattern!r} keeps {n} of {m} weights, which is sparsity {1 - n / m:g}, but sparsity="
+                f"{self.sparsity:g}; give both alike"
+            )
+
+    def renew(self, v: Vector, at: Landscape, before: Masks | None) -> Masks:
+        """Return the mask of the largest Fisher scores."""
+        scores = self._fisher(v, at)
+        if self.pattern == "unstructured":
+            return largest(scores, live_count(scores, self.sparsity))
+        if self.pattern == "structured":
+            return whole_tensors(scores, live_count(scores, self.sparsity))
+        n, m = _n_of_m(self.pattern)
+        return [None if s is None else n_of_m(s, n, m) for s in scores]
+
+    def _fisher(self, v: Vector, at: Landscape) -> Scores:
+        scores: Scores = [
+            None if t is None else torch.zeros_like(t, dtype=torch.float32) for t in v
+        ]
+        for gradient in at.example_gradients(self.fisher_samples):
+            for score, g in zip(scores, gradient, strict=True):
+                if score is not None and g is not None:
+                    score.addcmul_(g, g)
+        return list(at.together(Vector(scores)))
+
+
+@dataclass
+class dynamic_mask(Mask):
+    """A mask that drops its least and grows as many new weights at every renewal; the count never changes.
+
+    The first mask is random. At the share x of the run the share `drop_rate (1 + cos(pi x)) / 2` of the live weights
+    is exchanged.
+
+    Attributes:
+        sparsity: share of the weights that is not perturbed.
+        update_interval: updates between renewals; None is one epoch.
+        drop_rate: share of the live weights that the first renewal exchanges.
+        drop: what is kept: the largest `gradient` or `weight`.
+        growth: what is grown: `random` weights or those of the largest `gradient`.
+    """
+
+    drop_rate: float = field(
+        default=0.5, metadata={"help": "share exchanged at first", "low": 0, "high": 1}
+    )
+    drop: str = field(
+        default="gradient", metadata={"help": "score to keep", "choices": ("gradient", "weight")}
+    )
+    growth: str = field(
+        default="random", metadata={"help": "score to grow", "choices": ("random", "gradient")}
+    )
+
+    def renew(self, v: Vector, at: Landscape, before: Masks | None) -> Masks:
+        """Return a random mask at first, then the old one with some weights exchanged."""
+        if before is None:
+            return largest(_random(v, at), live_count(list(v), self.sparsity))
+        kept_by = (
+            _sizes(v)
+            if self.drop == "gradient"
+            else _sizes(at.weights().keep([t is not None for t in v]))
+        )
+        grown_by = _random(v, at) if self.growth == "random" else _sizes(v)
+        live = sum(int(m.sum()) for m in before if m is not None)
+        dead = sum(m.numel() for m in before if m is not None) - live
+        rate = self.drop_rate * (1 + math.cos(math.pi * at.progress.fraction)) / 2
+        exchanged = min(int(live * rate), dead)
+        keep = largest(_only(kept_by, before, True), live - exchanged)
+        grow = largest(_only(grown_by, before, False), exchanged)
+        return [None if a is None or b is None else a | b for a, b in zip(keep, grow, strict=True)]
+
+
+def live_count(scores: Scores, sparsity: float) -> int:
+    """Return how many weights are perturbed: N - ceil(sparsity N)."""
+    total = sum(s.numel() for s in scores if s is not None)
+    return total - math.ceil(sparsity * total - 1e-9 * total)
+
+
+def largest(scores: Scores, count: int) -> Masks:
+    """Return masks of the `count` largest scores over all tensors together, the first ones among equals.
+
+    The threshold is found digit by digit from counts, so that no copy of all scores is made or sorted. Scores are
+    non-negative, in float32; a negative one is never chosen. Non-finite scores count as zero.
+    """
+    bits = [None if s is None else _bits(s) for s in scores]
+    prefix, wanted = 0, count
+    for shift, width in DIGITS:
+        counts = torch.zeros(1 << width, dtype=torch.long)
+        for b in bits:
+            if b is not None and b.numel():
+                alike = b[b >> (shift + width) == prefix] if shift + width < 31 else b[b >= 0]
+                digits = (alike >> shift) & ((1 << width) - 1)
+                counts += torch.bincount(digits.long(), minlength=1 << width).cpu()
+        above = counts.flip(0).cumsum(0).flip(0)  # how many have this digit or a larger one
+        digit = int((above >= wanted).sum()) - 1
+        if digit < 0:  # fewer candidates than wanted: take them all
+            digit = 0
+        wanted -= int(above[digit + 1]) if digit + 1 < len(above) else 0
+        prefix = (prefix << width) | digit
+    return _at_least(bits, prefix, max(wanted, 0), scores)
+
+
+def _at_least(bits: Masks, threshold: int, equal: int, scores: Scores) -> Masks:
+    """Return masks of all bits above the threshold, and of the first `equal` ones that match it."""
+    masks: Masks = []
+    for b, s in zip(bits, scores, strict=True):
+        if b is None or s is None:
+            masks.append(None)
+            continue
+        mask = b > threshold
+        ties = b == threshold
+        if equal:
+            first = ties & (ties.cumsum(0) <= equal)
+            equal -= int(first.sum())
+            mask |= first
+        masks.append(mask.view(s.shape))
+    return masks
+
+
+def _bits(scores: Tensor) -> Tensor:
+    """Return the scores as whole numbers (N,) in the same order; -1 for a negative score."""
+    flat = scores.flatten().to(torch.float32)
+    number = flat.nan_to_num(0.0, 0.0, 0.0).clamp(min=0).contiguous().view(torch.int32)
+    return torch.where(flat < 0, -1, number)
+
+
+def whole_tensors(scores: Scores, count: int) -> Masks:
+    """Return `()` masks of whole tensors, by mean score from the largest down until `count` weights are on."""
+    means = {i: float(s.mean()) for i, s in enumerate(scores) if s is not None}
+    masks: Masks = [
+        None if s is None else torch.zeros((), dtype=torch.bool, device=s.device) for s in scores
+    ]
+    on = 0
+    for i in sorted(means, key=means.__getitem__, reverse=True):
+        if on >= count:
+            break
+        masks[i] = torch.ones_like(masks[i])  # type: ignore[arg-type]
+        on += scores[i].numel()  # type: ignore[union-attr]
+    return masks
+
+
+def n_of_m(scores: Tensor, n: int, m: int) -> Tensor:
+    """Return the mask of the n largest of every m consecutive scores along the input dimension (the second).
+
+    A vector is on as a whole. Where the dimension is not a multiple of m the last group is shorter.
+    """
+    if scores.ndim < 2:
+        return torch.ones((), dtype=torch.bool, device=scores.device)
+    rows = scores.transpose(1, -1).contiguous()
+    length = rows.shape[-1]
+    padded = torch.nn.functional.pad(rows, (0, -length % m), value=-1.0)
+    groups = padded.reshape(-1, m)
+    mask = torch.zeros_like(groups, dtype=torch.bool)
+    mask.scatter_(1, groups.topk(n, dim=1).indices, True)
+    kept = mask.view(padded.shape)[..., :length]
+    return kept.transpose(1, -1).contiguous()
+
+
+def _n_of_m(pattern: str) -> tuple[int, int]:
+    found = re.fullmatch(r"(\d+):(\d+)", pattern)
+    if not found or not 1 <= int(found[1]) <= int(found[2]):
+        raise ValueError(
+            f"pattern={pattern!r} is not one of unstructured, structured, or n:m with 1 <= n <= m such as 2:4"
+        )
+    return int(found[1]), int(found[2])
+
+
+def _random(v: Vector, at: Landscape) -> Scores:
+    """Return uniform scores by the update's generator."""
+    draw: Any = at.generator
+    return [None if t is None else torch.rand(t.shape, generator=draw).to(t.device) for t in v]
+
+
+def _sizes(v: Sequence[Tensor | None]) -> Scores:
+    return [None if t is None else t.abs() for t in v]
+
+
+def _only(scores: Scores, mask: Masks, on: bool) -> Scores:
+    """Return the scores with -1 where the mask is not `on`."""
+    return [
+        None if s is None or m is None else torch.where(m if on else ~m, s.float(), -1.0)
+        for s, m in zip(scores, mask, strict=True)
+    ]

@@ -1,0 +1,153 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How sharp the loss is around the weights of a model, on given batches and in eval mode."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..landscape import Landscape
+from ..vector import Vector
+
+Loss = Callable[[nn.Module, Any], Tensor]
+
+
+def model_loss(model: nn.Module, batch: Any) -> Tensor:
+    """Return the `()` loss that a Hugging Face model computes itself; the batch has labels."""
+    loss = model(**batch).loss
+    if loss is None:
+        raise ValueError(
+            "the model returned no loss for a batch with the keys "
+            f"{sorted(batch)}: add 'labels', or pass loss=f with f(model, batch) -> () tensor"
+        )
+    return loss
+
+
+class Surface:
+    """The mean loss of a model on fixed batches, in eval mode, as a function of its weights.
+
+    Only reads: weights, gradients, and training or eval mode of each module are afterwards what
+    they were. Batches count by their number of examples.
+
+    Args:
+        model: on the batches' device.
+        batches: each what `loss` takes.
+        loss: `f(model, batch)` returns the batch's mean loss of shape (); default: the model's own.
+
+    Raises:
+        ValueError: no batch, or no trainable parameter.
+    """
+
+    def __init__(self, model: nn.Module, batches: Sequence[Any], loss: Loss = model_loss) -> None:
+        if not batches:
+            raise ValueError("batches is empty: the loss needs at least one batch of examples")
+        self.model = model
+        self.loss_of = loss
+        named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+        if not named:
+            raise ValueError("model has no trainable parameter: unfreeze some with requires_grad_")
+        self.names = [name for name, _ in named]
+        self.params = [p for _, p in named]
+        self.at = Landscape(self.params, batches, self._backward, names=self.names)
+
+    def _backward(self, batch: Any, share: Any = 1.0, **_: bool) -> Tensor:
+        loss = share * self.loss_of(self.model, batch)
+        loss.backward()
+        return loss.detach()
+
+    def loss(self) -> float:
+        """Return the mean loss where the weights stand, computed without a graph."""
+        with evaluating(self.model), torch.no_grad():
+            pairs = zip(self.at.batches, self.at.shares, strict=True)
+            return float(sum(share * self.loss_of(self.model, batch) for batch, share in pairs))
+
+    def gradient(self) -> Vector:
+        """Return the gradient of the mean loss where the weights stand."""
+        with evaluating(self.model), _without_gradients(self.params):
+            return self.at.gradient()
+
+    def loss_at(self, displacement: Vector) -> float:
+        """Return the mean loss at w + displacement; the displacement is consumed."""
+        with self.at.perturbed(displacement):
+            return self.loss()
+
+
+@dataclass(frozen=True)
+class Sharpness:
+    """What `sharpness` measured.
+
+    Attributes:
+        sharpness: loss(w + rho g/|g|) - loss(w).
+        loss: loss(w).
+        gradient_norm: |g|, the L2 norm over all trainable parameters.
+        rho: length of the step, weight-space L2 norm.
+    """
+
+    sharpness: float
+    loss: float
+    gradient_norm: float
+    rho: float
+
+
+def sharpness(
+    model: nn.Module, batches: Sequence[Any], rho: float = 0.05, loss: Loss = model_loss
+) -> Sharpness:
+    """Return how much the loss rises within one step of length rho along its own gradient.
+
+    In eval mode on all batches together: loss(w + rho g/|g|) - loss(w). It is zero where the
+    gradient is zero, and not a number where the gradient is not finite.
+
+    Args:
+        model: on the batches' device; unchanged afterwards.
+        batches: see `Surface`.
+        rho: length of the step, weight-space L2 norm.
+        loss: see `Surface`.
+
+    Raises:
+        ValueError: rho negative or not finite, no batch, or no trainable parameter.
+    """
+    if not 0.0 <= rho < math.inf:
+        raise ValueError(
+            f"rho={rho} is not a length: choose a finite number from 0.0 on, e.g. 0.05"
+        )
+    surface = Surface(model, batches, loss)
+    gradient = surface.gradient()
+    norm = float(gradient.norm())
+    here = surface.loss()
+    if norm == 0.0:
+        return Sharpness(0.0, here, norm, rho)
+    if not math.isfinite(norm):  # a Landscape would not step at all
+        return Sharpness(math.nan, here, norm, rho)
+    there = surface.loss_at(gradient.mul_(rho / norm))
+    return Sharpness(there - here, here, norm, rho)
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Put every module in eval mode for the block, and back into its own mode after it."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+@contextmanager
+def _without_gradients(params: Sequence[Tensor]) -> Iterator[None]:
+    """Set all gradients aside for the block."""
+    kept = [p.grad for p in params]
+    for p in params:
+        p.grad = None
+    try:
+        yield
+    finally:
+        for p, grad in zip(params, kept, strict=True):
+            p.grad = grad

@@ -1,0 +1,59 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Starts a few processes on this machine, has each run jobs of `jobs.py`, and collects what they found."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+ROOT = Path(__file__).parents[2]
+TORCHRUN = ("torch.distributed.run", "--nproc_per_node", "2", "--master_addr", "127.0.0.1")
+
+
+def free_port() -> int:
+    """Return a port that nobody listens on."""
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return int(s.getsockname()[1])
+
+
+def run(module: list[str], timeout: float) -> str:
+    """Run `python -m module...` from the repository's root; return its output, or fail with it."""
+    alone = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+    kept = {
+        k: v for k, v in os.environ.items() if k not in alone and not k.startswith("ACCELERATE_")
+    }
+    environment = kept | {
+        "GLOO_SOCKET_IFNAME": "lo",
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": str(ROOT),
+        "PYTHONWARNINGS": "ignore",
+    }
+    done = subprocess.run(
+        [sys.executable, "-m", *module],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+    )
+    said = done.stdout + done.stderr
+    if done.returncode:
+        first = [line for line in said.splitlines() if line.startswith("[rank0]")]
+        raise AssertionError(
+            f"{module} ended with {done.returncode}\n" + ("\n".join(first) or said)
+        )
+    return said
+
+
+def torchrun(jobs: list[str], folder: Path, timeout: float = 300.0) -> list[dict[str, Any]]:
+    """Run jobs by name in two processes under torchrun; return one dict, job -> found, per rank."""
+    worker = ["-m", "tests.distributed.worker", str(folder), *jobs]
+    run([*TORCHRUN, "--master_port", str(free_port()), *worker], timeout)
+    return [torch.load(folder / f"rank{rank}.pt", weights_only=True) for rank in range(2)]

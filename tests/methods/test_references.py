@@ -1,0 +1,171 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Law 11: each method, on a bare Landscape in a hand-written loop, is its slow reference."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from hf_sam import METHODS, Progress
+from hf_sam.engine.checkpoint import load_state, save_state
+from tests.references import REFERENCES, Question
+from tests.toys import Bowl
+
+UPDATES = 20
+SEED = 7
+
+OPTIONS: list[tuple[str, dict[str, Any]]] = [
+    ("sam", {}),
+    ("asam", {}),
+    ("ss_sam", {}),
+    ("ss_sam", {"schedule": "constant", "p_start": 0.5}),
+    ("ss_sam", {"schedule": "piecewise", "p_start": 0.3, "p_end": 0.9, "switch": 0.4}),
+    ("ss_sam", {"schedule": "trigonometric", "p_start": 1.0, "p_end": 0.2}),
+    ("rsam", {}),
+    ("rsam", {"sigma": 0.1, "lam": 0.3}),
+    ("looksam", {}),
+    ("looksam", {"k": 3, "alpha": 0.7, "layerwise": "unit"}),
+    ("looksam", {"k": 3, "alpha": 0.7, "layerwise": "trust"}),
+    ("friendly_sam", {}),
+    ("friendly_sam", {"sigma": 0.5, "decay": 0.6}),
+    ("stable_sam", {}),
+    ("bilateral_sam", {}),
+    ("bilateral_sam", {"rho": 0.2, "rho_min": 0.1}),
+    ("late_sam", {}),
+]
+SHAPES = [(4, 6), (3, 4), (3,)]
+NAMES = ["first.weight", "second.weight", "second.bias"]
+OPTIMIZERS: dict[str, Callable[[Any], torch.optim.Optimizer]] = {
+    "sgd": lambda params: torch.optim.SGD(params, lr=0.02, momentum=0.9, weight_decay=0.01),
+    "adamw": lambda params: torch.optim.AdamW(params, lr=0.02, weight_decay=0.01),
+}
+
+
+def name_of(row: tuple[str, dict[str, Any]]) -> str:
+    return row[0] + "".join(f"-{v}" for v in row[1].values())
+
+
+every_row = pytest.mark.parametrize(("key", "options"), OPTIONS, ids=map(name_of, OPTIONS))
+
+
+def pieces() -> list[tuple[str, slice, tuple[int, ...]]]:
+    """The toy's used tensors, one after the other in a flat vector."""
+    ends = np.cumsum([int(np.prod(shape)) for shape in SHAPES])
+    starts = [0, *ends[:-1]]
+    return [
+        (name, slice(a, b), shape)
+        for name, a, b, shape in zip(NAMES, starts, ends, SHAPES, strict=True)
+    ]
+
+
+def gradient_of(x: np.ndarray, y: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
+    """The gradient of the mean of |tanh(x A') B' + c - y|^2, worked out by hand."""
+
+    def gradient(w: np.ndarray) -> np.ndarray:
+        a, b, c = (w[place].reshape(shape) for _, place, shape in pieces())
+        h = np.tanh(x @ a.T)
+        out = 2 * (h @ b.T + c - y) / len(x)
+        back = (out @ b) * (1 - h * h)
+        return np.concatenate([(back.T @ x).ravel(), (out.T @ h).ravel(), out.sum(0)])
+
+    return gradient
+
+
+def lr_ratio(step: int) -> float:
+    return 1 - step / UPDATES
+
+
+def slow(key: str, options: dict[str, Any], optim: str, where: list[bool]) -> np.ndarray:
+    """The flat weights after all updates, by the reference."""
+    bowl, method = Bowl(), REFERENCES[key](**options)
+    start = torch.cat([p.detach().flatten() for p in bowl.params[:3]])
+    mask = np.concatenate([
+        np.full(int(np.prod(s)), w) for s, w in zip(SHAPES, where[:3], strict=True)
+    ])
+    w = torch.nn.Parameter(start.clone())
+    optimizer = OPTIMIZERS[optim]([w])
+    lr = optimizer.param_groups[0]["lr"]
+    for step in range(UPDATES):
+        optimizer.param_groups[0]["lr"] = lr * lr_ratio(step)
+        x, y = (t.numpy() for t in bowl.batch(step))
+        question = Question(
+            gradient_of(x, y),
+            w.detach().numpy().copy(),
+            pieces(),
+            mask.astype(float),
+            step,
+            UPDATES,
+            lr_ratio(step),
+            SEED,
+        )
+        w.grad = torch.from_numpy(method(question))
+        optimizer.step()
+    return w.detach().numpy()
+
+
+class Loop:
+    """A hand-written training loop around a method."""
+
+    def __init__(self, key: str, options: dict[str, Any], optim: str, where: list[bool]) -> None:
+        self.bowl, self.method, self.where = Bowl(), METHODS[key](**options), where
+        self.optimizer = OPTIMIZERS[optim](self.bowl.params)
+        self.lr = self.optimizer.param_groups[0]["lr"]
+
+    def run(self, start: int, end: int) -> None:
+        for step in range(start, end):
+            self.optimizer.param_groups[0]["lr"] = self.lr * lr_ratio(step)
+            at = self.bowl.landscape(
+                batches=2,
+                step=step,
+                seed=SEED,
+                where=self.where,
+                progress=Progress(step, UPDATES, lr_ratio=lr_ratio(step)),
+            )
+            for p, u in zip(self.bowl.params, self.method(at), strict=True):
+                p.grad = u
+            self.optimizer.step()
+            self.optimizer.zero_grad()
+
+    def weights(self) -> np.ndarray:
+        return torch.cat([p.detach().flatten() for p in self.bowl.params[:3]]).numpy()
+
+
+@every_row
+@pytest.mark.parametrize("optim", OPTIMIZERS)
+@pytest.mark.parametrize("where", [[True] * 4, [True, False, True, True]], ids=["all", "masked"])
+def test_agrees_with_its_reference(
+    key: str, options: dict[str, Any], optim: str, where: list[bool]
+) -> None:
+    loop = Loop(key, options, optim, where)
+    before, unused = loop.weights(), loop.bowl.params[3].detach().clone()
+    loop.run(0, UPDATES)
+    expected = slow(key, options, optim, where)
+    np.testing.assert_allclose(loop.weights(), expected, rtol=1e-9)
+    assert np.abs(expected - before).max() > 0.05
+    assert torch.equal(loop.bowl.params[3].detach(), unused), "weight decay touched it"
+
+
+@every_row
+def test_resumes_from_a_checkpoint(key: str, options: dict[str, Any], tmp_path: Path) -> None:
+    """Law 5 on a bare Landscape: through files, from between two of LookSAM's refreshes."""
+    whole = Loop(key, options, "adamw", [True] * 4)
+    whole.run(0, UPDATES)
+    first = Loop(key, options, "adamw", [True] * 4)
+    first.run(0, 7)
+    names = first.bowl.names
+    save_state(tmp_path, first.method.describe(), first.method.state_dict(), names)
+    described = METHODS[key](**options).describe()
+    state = load_state(tmp_path, described, names, first.bowl.params)
+    first.method = METHODS[key](**options)
+    first.method.load_state_dict(state)
+    first.run(7, UPDATES)
+    np.testing.assert_array_equal(first.weights(), whole.weights())
+
+
+def test_every_reference_is_compared() -> None:
+    assert {key for key, _ in OPTIONS} == set(REFERENCES)

@@ -1,0 +1,15 @@
+# SPDX-License-Identifier: Apache-2.0
+"""u = g(w + rho g / |g|)."""
+
+import numpy as np
+
+from tests.references.question import Question
+
+
+class sam:
+    def __init__(self, rho: float = 0.05) -> None:
+        self.rho = rho
+
+    def __call__(self, q: Question) -> np.ndarray:
+        g = q.gradient(q.w) * q.mask
+        return q.gradient(q.w + self.rho * g / np.linalg.norm(g))
