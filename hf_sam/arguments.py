@@ -23,7 +23,8 @@ ASCENT_SYNC = ("auto", "global", "local")
 
 @dataclass
 class SAMArguments:
-    """The `sam_*` fields, for any `TrainingArguments` class: `class C(SAMArguments, SFTConfig): ...`.
+    """The `sam_*` fields, for any `TrainingArguments` class: `class C(SAMArguments, SFTConfig):
+    ...`.
 
     A subclass becomes a dataclass by itself.
     """
@@ -35,32 +36,38 @@ class SAMArguments:
     sam_rho: str | None = field(
         default=None,
         metadata={
-            "help": "Radius: a number, or a schedule linear:START:END, cosine:START:END, lr:RHO (proportional to the "
-            "learning rate), budget:C[:RHO_MAX] (relative rise of the loss). Default: the method's own."
+            "help": "Radius: a number, or a schedule linear:START:END, cosine:START:END, lr:RHO "
+            "(proportional to the "
+            "learning rate), budget:C[:RHO_MAX] (relative rise of the loss). Default: the "
+            "method's own."
         },
     )
-    sam_options: dict | str | None = field(
+    sam_options: dict[str, Any] | str | None = field(
         default=None,
         metadata={"help": "The method's other fields: a dict, JSON, or 'gamma=0.5,beta=0.6'."},
     )
     sam_when: str = field(
         default="always",
         metadata={
-            "help": "Which updates are perturbed: always, after:F, before:F, between:A:B (fractions of all updates), "
-            "every:K, after_warmup, random:constant:P, random:piecewise:P0:P1:SWITCH, random:linear:P0:P1, "
+            "help": "Which updates are perturbed: always, after:F, before:F, between:A:B "
+            "(fractions of all updates), "
+            "every:K, after_warmup, random:constant:P, random:piecewise:P0:P1:SWITCH, "
+            "random:linear:P0:P1, "
             "random:trigonometric:P0:P1, adaptive (AE-SAM)."
         },
     )
     sam_where: list[str] = field(
         default_factory=lambda: ["all"],
         metadata={
-            "help": "Which trainable parameters are perturbed: all, norm, no_norm, no_embeddings, or name regexes."
+            "help": "Which trainable parameters are perturbed: all, norm, no_norm, no_embeddings, "
+            "or name regexes."
         },
     )
     sam_accumulation: str = field(
         default="window",
         metadata={
-            "help": "window: perturb once per update, for the whole accumulated batch; micro: every micro-batch takes "
+            "help": "window: perturb once per update, for the whole accumulated batch; micro: "
+            "every micro-batch takes "
             "its own perturbation.",
             "choices": ACCUMULATION,
         },
@@ -68,7 +75,8 @@ class SAMArguments:
     sam_ascent_sync: str = field(
         default="auto",
         metadata={
-            "help": "global: the ascent gradient is averaged over ranks; local: each rank perturbs with its own; auto: "
+            "help": "global: the ascent gradient is averaged over ranks; local: each rank "
+            "perturbs with its own; auto: "
             "local under DDP for methods that allow it, else global.",
             "choices": ASCENT_SYNC,
         },
@@ -95,8 +103,8 @@ class SAMArguments:
 
     def __post_init__(self) -> None:
         """Check every field, then go on with the class behind."""
-        if isinstance(self.sam_where, str):
-            self.sam_where = [self.sam_where]
+        where: list[str] | str = self.sam_where
+        self.sam_where = [where] if isinstance(where, str) else list(where)
         self.sam_options = parse_options(self.sam_options) or None
         _one_of("sam_accumulation", self.sam_accumulation, ACCUMULATION)
         _one_of("sam_ascent_sync", self.sam_ascent_sync, ASCENT_SYNC)
@@ -111,14 +119,12 @@ class SAMTrainingArguments(SAMArguments, TrainingArguments):
     """`TrainingArguments` with the `sam_*` fields."""
 
 
-DEFAULTS = SAMArguments.__dataclass_fields__
-
-
 def option(args: Any, name: str) -> Any:
     """Return a `sam_*` field of any arguments object, its default where the object has none."""
-    f = DEFAULTS[name]
-    default = f.default if f.default is not MISSING else f.default_factory()  # type: ignore[misc]
-    return getattr(args, name, default)
+    if hasattr(args, name):
+        return getattr(args, name)
+    f = SAMArguments.__dataclass_fields__[name]
+    return f.default if f.default_factory is MISSING else f.default_factory()
 
 
 def build_method(args: Any, given: str | Method | None = None) -> Method:
@@ -129,15 +135,18 @@ def build_method(args: Any, given: str | Method | None = None) -> Method:
         given: a name that overrides `args.sam`, a method object (copied), or None.
 
     Raises:
-        ValueError: an unknown name, an option that the method does not have, a value that is not allowed.
+        ValueError: an unknown name, an option that the method does not have, a value that is not
+            allowed.
         TypeError: `given` is something else.
     """
     rho, options = option(args, "sam_rho"), parse_options(option(args, "sam_options"))
     if isinstance(given, Method):
         if rho is not None or options:
             raise ValueError(
-                f"sam={type(given).__name__}(...) is an object with its own options; sam_rho={rho!r} and "
-                f"sam_options={options!r} would be ignored: give them to the object, or give the method by name"
+                f"sam={type(given).__name__}(...) is an object with its own options; "
+                f"sam_rho={rho!r} and "
+                f"sam_options={options!r} would be ignored: give them to the object, or give the "
+                f"method by name"
             )
         method = copy.deepcopy(given)
     elif given is None or isinstance(given, str):
@@ -166,7 +175,8 @@ def per_micro_batch(method: Method) -> Method:
         return method
     if isinstance(method, (MSAM, PerGroup)):
         raise ValueError(
-            f"sam_accumulation='micro' makes a group of every micro-batch, and {type(method).__name__} says its own "
+            f"sam_accumulation='micro' makes a group of every micro-batch, and "
+            f"{type(method).__name__} says its own "
             "groups: leave sam_accumulation at 'window'"
         )
     return PerGroup(None, method)
@@ -176,7 +186,8 @@ def by_name(name: str, rho: Any, options: Mapping[str, Any]) -> Method:
     """Return `METHODS[name]` built with these options."""
     if name not in METHODS:
         raise ValueError(
-            f"sam={name!r} is not a method; choose from {', '.join(METHODS)}{nearest(name, METHODS)}"
+            f"sam={name!r} is not a method; choose from "
+            f"{', '.join(METHODS)}{nearest(name, METHODS)}"
         )
     known = {f.name: f for f in fields(METHODS[name]) if not f.metadata.get("python")}
     for key in options:
@@ -208,7 +219,8 @@ def parse_options(options: Mapping[str, Any] | str | None) -> dict[str, Any]:
         key, equals, value = item.partition("=")
         if not equals or not key.strip():
             raise ValueError(
-                f"sam_options={options!r}: {item!r} is not NAME=VALUE; write for example gamma=0.5,beta=0.6"
+                f"sam_options={options!r}: {item!r} is not NAME=VALUE; write for example "
+                f"gamma=0.5,beta=0.6"
             )
         found[key.strip()] = _value(value.strip())
     return found
@@ -241,7 +253,8 @@ def from_text(
     listed = ", ".join([*([also] if also else []), *(prefix + k for k in known)])
     if name not in known:
         raise ValueError(
-            f"{argument}={prefix}{text}: {name!r} is unknown; choose from {listed}{nearest(name, known)}"
+            f"{argument}={prefix}{text}: {name!r} is unknown; choose from "
+            f"{listed}{nearest(name, known)}"
         )
     try:
         return known[name](*map(float, words))

@@ -102,7 +102,7 @@ def _attributes(doc: str) -> dict[str, str]:
 def options_of(kind: type) -> list[Field[Any]]:
     """Return the fields that `sam_rho` and `sam_options` reach, the shared ones last."""
     return sorted(
-        (f for f in fields(kind) if not f.metadata.get("python")), key=lambda f: f.kw_only
+        (f for f in fields(kind) if not f.metadata.get("python")), key=lambda f: bool(f.kw_only)
     )
 
 

@@ -20,10 +20,12 @@ from .vector import Vector
 
 
 class Backward(Protocol):
-    """Forward and backward of one batch: adds `share` times the gradient of the batch's mean loss to `.grad`.
+    """Forward and backward of one batch: adds `share` times the gradient of the batch's mean loss
+    to `.grad`.
 
-    Returns `share` times that loss, detached, of shape `()`; with `with_losses=True` the pair of it and the
-    per-example losses, detached, of shape (B,), of the same forward. The flag is passed only where it is true.
+    Returns `share` times that loss, detached, of shape `()`; with `with_losses=True` the pair of it
+    and the per-example losses, detached, of shape (B,), of the same forward. The flag is passed
+    only where it is true.
     """
 
     def __call__(self, batch: Any, share: Any = 1.0, **with_losses: bool) -> Any:
@@ -58,9 +60,10 @@ class Progress:
 class Landscape:
     """The loss of one update's data as a function of the weights, asked where the weights stand.
 
-    `gradient()` is one pass: forward and backward over all micro-batches. `with at.perturbed(eps):` steps aside,
-    and the same question is then answered at `w + eps`; leaving the block restores the weights bit for bit. Every
-    pass after the first replays its random numbers, and leaves random generators and norm statistics untouched.
+    `gradient()` is one pass: forward and backward over all micro-batches. `with at.perturbed(eps):`
+    steps aside, and the same question is then answered at `w + eps`; leaving the block restores the
+    weights bit for bit. Every pass after the first replays its random numbers, and leaves random
+    generators and norm statistics untouched.
 
     Args:
         params: the P trainable parameters.
@@ -69,11 +72,12 @@ class Landscape:
         progress: where in the run this update stands.
         seed: with the step, decides every random choice of the update, equally on all ranks.
         names: the parameters' names.
-        per_example: returns a batch's losses of shape (B,) without a graph; only for the perturbed point of
-            methods that select examples.
+        per_example: returns a batch's losses of shape (B,) without a graph; only for the perturbed
+            point of methods that select examples.
         shares: weight of each micro-batch's mean loss; default: by examples, adding up to 1.
         where: which parameters are perturbed; default: all.
-        sample: draws n training examples, one batch each, for methods that look at data beyond the update's.
+        sample: draws n training examples, one batch each, for methods that look at data beyond the
+            update's.
         slicer: cuts and weighs batches, for those that are not tensors or mappings of tensors.
         engine: process, precision and replay mechanisms.
         on_phase: told "ascent", "perturb", "descent", "restore" as each begins.
@@ -92,7 +96,7 @@ class Landscape:
         shares: Sequence[Any] | None = None,
         where: Sequence[bool] | None = None,
         sample: Callable[[int, torch.Generator], list[Any]] | None = None,
-        slicer: Slicer | None = None,
+        slicer: Cutter | None = None,
         engine: Engine | None = None,
         on_phase: Callable[[str], None] | None = None,
     ) -> None:
@@ -107,7 +111,7 @@ class Landscape:
         self.where = list(where) if where is not None else [True] * len(self.params)
         self.engine = engine or Engine()
         self.on_phase = on_phase or (lambda phase: None)
-        self.slicer = slicer or Slicer()
+        self.slicer: Cutter = slicer or Slicer()
         self._sample = sample
         self._replay = self.engine.replay.fresh()
         self._generator: torch.Generator | None = None
@@ -132,13 +136,15 @@ class Landscape:
     ) -> Vector:
         """Return the gradient where the weights stand now: one pass over all micro-batches.
 
-        A parameter that had no gradient in the update's first whole pass has none (`None`) in any later one.
+        A parameter that had no gradient in the update's first whole pass has none (`None`) in any
+        later one.
 
         Args:
             local_ok: the gradient only serves to perturb, so it may stay this rank's own.
             only: compute it for these parameters alone, and save the work of the others.
             with_losses: leave the per-example losses, a tensor (B,) per micro-batch, in `losses`.
-            fraction: of the examples of each micro-batch, from its beginning, that the pass looks at.
+            fraction: of the examples of each micro-batch, from its beginning, that the pass looks
+                at.
         """
         if self._peeked is not None and not self._aside:
             here, self._peeked = self._peeked, None
@@ -177,16 +183,21 @@ class Landscape:
         return total
 
     def losses_here(self) -> list[Tensor]:
-        """Return the per-example losses where the weights stand now: a forward without a graph, (B,) per micro-batch."""
+        """Return the per-example losses where the weights stand now: a forward without a graph,
+        (B,) per micro-batch.
+        """
         if self.per_example is None:
             raise ValueError(
-                "this Landscape was built without `per_example`: pass a function batch -> losses of shape (B,)"
+                "this Landscape was built without `per_example`: pass a function batch -> losses "
+                "of shape (B,)"
             )
         with self._replay():
             return [self.per_example(batch) for batch in self.batches]
 
     def peek(self) -> Vector:
-        """Return the gradient at w for a look; the next `gradient()` at w hands over the same vector, once."""
+        """Return the gradient at w for a look; the next `gradient()` at w hands over the same
+        vector, once.
+        """
         if self._peeked is None:
             self._peeked = self.gradient()
         return self._peeked
@@ -225,7 +236,8 @@ class Landscape:
         """Draw n training examples as a list of batches, by this update's generator."""
         if self._sample is None:
             raise ValueError(
-                "this Landscape was built without `sample`: pass a function (n, generator) -> batches"
+                "this Landscape was built without `sample`: pass a function (n, generator) -> "
+                "batches"
             )
         return self._sample(n, self.generator)
 
@@ -244,7 +256,9 @@ class Landscape:
         return self._part([(i, slice(0, math.ceil(fraction * n))) for i, n in enumerate(sizes)])
 
     def _part(self, pieces: Sequence[tuple[int, Tensor | slice]]) -> Landscape:
-        """Return this update's loss on the pieces (micro-batch, examples), scaled up to this Landscape's whole share."""
+        """Return this update's loss on the pieces (micro-batch, examples), scaled up to this
+        Landscape's whole share.
+        """
         part = copy.copy(self)
         part.batches = [self.slicer.take(self.batches[i], index) for i, index in pieces]
         weights = self._weights_of(pieces, part.batches)
@@ -253,7 +267,9 @@ class Landscape:
         return part
 
     def _weights_of(self, pieces: Sequence[tuple[int, Any]], batches: Sequence[Any]) -> list[Any]:
-        """Return the share of each piece in this Landscape: its micro-batch's, by examples or labelled tokens."""
+        """Return the share of each piece in this Landscape: its micro-batch's, by examples or
+        labelled tokens.
+        """
         of = self.slicer.weight
         return [
             self.shares[i] * (of(batch) / _at_least_one(of(self.batches[i])))
@@ -263,14 +279,16 @@ class Landscape:
     def shards(
         self, groups: int | None, *, descent_only: bool = False
     ) -> Iterator[tuple[Any, Landscape]]:
-        """Yield (share, Landscape) of contiguous groups of the examples; afterwards the readings are their means.
+        """Yield (share, Landscape) of contiguous groups of the examples; afterwards the readings
+        are their means.
 
         Each is an update's loss in its own right, with its first pass and its own replay.
 
         Args:
             groups: how many; None makes a group of every micro-batch.
-            descent_only: only the last gradient of a group matters, and the caller averages the sum over ranks by
-                `together`; otherwise each pass of a group is averaged over ranks by itself.
+            descent_only: only the last gradient of a group matters, and the caller averages the sum
+                over ranks by `together`; otherwise each pass of a group is averaged over ranks by
+                itself.
         """
         sizes = [self.slicer.size(batch) for batch in self.batches]
         cut = (
@@ -292,21 +310,25 @@ class Landscape:
 
     def _merge(self, done: list[tuple[Any, Landscape]]) -> None:
         """Take over the groups' loss and readings."""
-        self.loss = sum(share * part.loss for share, part in done)  # type: ignore[misc, assignment]
+        self.loss = sum(share * part.loss for share, part in done)
         whole = sum(share for share, _ in done)
         for name in {name for _, part in done for name in part.readings} - {"skipped"}:
             parts = [(share, part.readings[name]) for share, part in done if name in part.readings]
-            self.readings[name] = sum(share / whole * value for share, value in parts)  # type: ignore[assignment]
+            self.readings[name] = sum(share / whole * value for share, value in parts)
         for _, part in done:
             if "skipped" in part.readings:
                 self.skip(part.readings["skipped"])
 
     def together(self, update: Vector) -> Vector:
-        """Average a vector over ranks; a parameter that is missing on some of them counts as zero there."""
+        """Average a vector over ranks; a parameter that is missing on some of them counts as
+        zero there.
+        """
         return Vector(self.engine.average_gradients_(self.params, list(update)), self.engine.total)
 
     def example_gradients(self, n: int) -> Iterator[Vector]:
-        """Yield this rank's share of the gradients of n drawn training examples at w, one by one, leaving no trace."""
+        """Yield this rank's share of the gradients of n drawn training examples at w, one by
+        one, leaving no trace.
+        """
         with self.engine.replay.no_trace():
             for batch in self.sample(n):
                 with self.engine.no_sync(own=True):
@@ -319,8 +341,8 @@ class Landscape:
     def perturbed(self, eps: Vector) -> Iterator[None]:
         """Stand at `w + eps` inside the block and exactly at `w` after it; `eps` is consumed.
 
-        A zero or non-finite `eps` is not applied; the block runs all the same, so that nothing depends on a value
-        that only the device knows.
+        A zero or non-finite `eps` is not applied; the block runs all the same, so that nothing
+        depends on a value that only the device knows.
         """
         self.on_phase("perturb")
         size = eps.norm()
@@ -342,7 +364,9 @@ class Landscape:
         self.readings["skipped"] = skipped if before is None else before | skipped
 
     def _read(self, loss: Tensor, vector: Vector, comparable: bool) -> None:
-        """Read the clean loss from the first pass; sharpness and cosine from the first perturbed one after it."""
+        """Read the clean loss from the first pass; sharpness and cosine from the first perturbed
+        one after it.
+        """
         if self.loss is None:
             self.loss = loss
             self._comparable = comparable
@@ -355,8 +379,26 @@ class Landscape:
             self.readings["grad_cosine"] = torch.where(lengths > 0, along / lengths, none)
 
 
+class Cutter(Protocol):
+    """How a Landscape counts, weighs and chooses examples."""
+
+    def size(self, batch: Any) -> int:
+        """Return the number of examples, B."""
+        ...
+
+    def weight(self, batch: Any) -> Any:
+        """Return what the batch's mean loss is a mean over: labelled tokens or examples."""
+        ...
+
+    def take(self, batch: Any, index: Tensor | slice) -> Any:
+        """Return the batch of the chosen examples."""
+        ...
+
+
 class Slicer:
-    """How a Landscape counts, weighs and chooses examples: here of tensors, and mappings and tuples of them."""
+    """How a Landscape counts, weighs and chooses examples: here of tensors, and mappings and
+    tuples of them.
+    """
 
     def size(self, batch: Any) -> int:
         """Return the number of examples, B."""

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Log values of the perturbed updates since the last log, kept on the device until somebody looks."""
+"""Log values of the perturbed updates since the last log, kept on the device until somebody
+looks.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,9 @@ MEANS = ("sharpness", "perturbation_norm", "ascent_grad_norm", "grad_cosine")
 
 
 class Readings:
-    """Sums of what the Landscapes read; `drain` turns them into `sam/` log values and starts over."""
+    """Sums of what the Landscapes read; `drain` turns them into `sam/` log values and starts
+    over.
+    """
 
     def __init__(self) -> None:
         self._sums: dict[str, Tensor] = {}
@@ -21,7 +25,9 @@ class Readings:
         self._perturbed = 0
 
     def add(self, readings: dict[str, Tensor]) -> None:
-        """Take one update's readings, `()` tensors; without a perturbation it counts as a plain update."""
+        """Take one update's readings, `()` tensors; without a perturbation it counts as a plain
+        update.
+        """
         self._updates += 1
         if "perturbation_norm" not in readings:
             return
@@ -33,7 +39,9 @@ class Readings:
                 self._counts[name] = self._counts.get(name, 0) + 1
 
     def drain(self, average_: Callable[[Sequence[Tensor]], None]) -> dict[str, float]:
-        """Return the log values, means over perturbed updates and ranks, with a single look at the device."""
+        """Return the log values, means over perturbed updates and ranks, with a single look at
+        the device.
+        """
         if not self._updates:
             return {}
         logs = {"sam/share_perturbed_updates": self._perturbed / self._updates}

@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +22,7 @@ from .engine.per_example import per_example_losses
 from .engine.replay import Replay, norm_buffers
 from .engine.scaling import honours_num_items
 from .engine.sharding import AcceleratedEngine
-from .engine.support import check_engine, check_optimizer
+from .engine.support import check_ascent_sync, check_engine, check_optimizer
 from .engine.window import Batch, BatchSlicer, Window, check_cuttable, draw, natural_shares
 from .landscape import Landscape, Progress
 from .methods import Method, Plain
@@ -30,6 +30,11 @@ from .parts.where import choose
 from .readings import Readings
 
 logger = logging.getLogger(__name__)
+
+if TYPE_CHECKING:
+    Behind = Trainer
+else:
+    Behind = object  # whatever Trainer the mixin is put in front of
 
 
 @dataclass
@@ -45,21 +50,24 @@ class Pass:
     losses: list[Tensor] | None = None
 
 
-class SAMMixin:
+class SAMMixin(Behind):
     """Put in front of a Trainer class: `class SAMSeq2SeqTrainer(SAMMixin, Seq2SeqTrainer): ...`.
 
-    Every pass of a method is the class's own `training_step`; the optimizer, the scheduler, clipping, GradScaler,
-    logging and checkpoints stay Trainer's. The work of an update is done when its last micro-batch arrives.
+    Every pass of a method is the class's own `training_step`; the optimizer, the scheduler,
+    clipping, GradScaler, logging and checkpoints stay Trainer's. The work of an update is done when
+    its last micro-batch arrives.
 
     Args:
-        sam: a key of `METHODS` (overrides `args.sam`), a method object (copied), or None for what `args` say.
-        per_example_loss_func: `f(outputs, labels)` returns losses of shape (B,), for methods that select examples
-            under a loss of your own.
+        sam: a key of `METHODS` (overrides `args.sam`), a method object (copied), or None for what
+            `args` say.
+        per_example_loss_func: `f(outputs, labels)` returns losses of shape (B,), for methods that
+            select examples under a loss of your own.
         *args: as the Trainer behind takes them.
         **kwargs: as the Trainer behind takes them.
 
     Raises:
-        ValueError: a method, option, schedule, optimizer, parameter pattern or engine that is not allowed.
+        ValueError: a method, option, schedule, optimizer, parameter pattern or engine that is not
+            allowed.
     """
 
     def __init__(
@@ -75,22 +83,29 @@ class SAMMixin:
         self._counting = False
         self._window: Window | None = None
         self._honours: bool | None = None
+        self.model: Any
+        self.optimizer: Any
         self._orphan_warned = False
+        self.current_gradient_accumulation_steps = 1
         self._readings = Readings()
         self._pending_readings: dict[str, float] = {}
         super().__init__(*args, **kwargs)
         self._method = build_method(self.args, sam)
         check_engine(self)
+        check_ascent_sync(option(self.args, "sam_ascent_sync"), self._method)
         if not any(p.requires_grad for p in self.model.parameters()):
             raise ValueError(
-                "model has no trainable parameter: unfreeze some (requires_grad_), or add an adapter"
+                "model has no trainable parameter: unfreeze some (requires_grad_), or add an "
+                "adapter"
             )
         check_optimizer(self.optimizer, self.args)
 
     # -- one run --------------------------------------------------------------------------------
 
     def _inner_training_loop(self, batch_size: int | None = None, *args: Any, **kwargs: Any) -> Any:
-        """Build a new method object for every run: searches and batch-size finders call this more than once."""
+        """Build a new method object for every run: searches and batch-size finders call this
+        more than once.
+        """
         self._method = build_method(self.args, self._sam_given)
         self._window = None
         self._readings = Readings()
@@ -99,7 +114,9 @@ class SAMMixin:
     def _prepare_for_training(
         self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: Any
     ) -> Any:
-        """Look at the parameters once the optimizer exists, and take over a checkpoint's method state."""
+        """Look at the parameters once the optimizer exists, and take over a checkpoint's method
+        state.
+        """
         model, loader = super()._prepare_for_training(
             max_steps, train_dataloader, resume_from_checkpoint
         )
@@ -132,7 +149,8 @@ class SAMMixin:
         when = self._method.when
         if when is not None and not when.ever(total, self.args.get_warmup_steps(total)):
             logger.warning(
-                f"SAM never starts in this run: the schedule {when} picks none of its {total} updates."
+                f"SAM never starts in this run: the schedule {when} picks none of its {total} "
+                f"updates."
             )
 
     def _new_replay(self) -> Replay:
@@ -145,7 +163,9 @@ class SAMMixin:
         return sync == "local" or (sync == "auto" and self._method.local_ascent)
 
     def _reentrant(self) -> bool:
-        """Whether activations may be checkpointed in the mode that cannot compute some gradients only."""
+        """Whether activations may be checkpointed in the mode that cannot compute some gradients
+        only.
+        """
         for name in ("activation_checkpointing", "gradient_checkpointing"):
             if name in self.args.__dict__ and getattr(self.args, name):
                 return (getattr(self.args, f"{name}_kwargs", None) or {}).get(
@@ -156,7 +176,7 @@ class SAMMixin:
     # -- one update -----------------------------------------------------------------------------
 
     def get_batch_samples(
-        self, epoch_iterator: Iterator, num_batches: int, device: torch.device
+        self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
     ) -> Any:
         """Open a window for exactly the micro-batches of the next update."""
         self._counting = True
@@ -168,7 +188,8 @@ class SAMMixin:
     def training_step(
         self, model: nn.Module, inputs: Any, num_items_in_batch: Any = None
     ) -> Tensor:
-        """Collect a micro-batch; with the update's last one run the method and write its result to `p.grad`.
+        """Collect a micro-batch; with the update's last one run the method and write its result to
+        `p.grad`.
 
         Returns:
             `()` clean loss of the whole update with its last micro-batch, zero before.
@@ -177,7 +198,8 @@ class SAMMixin:
             return super().training_step(model, inputs, num_items_in_batch)
         if self._window is None:
             raise NotImplementedError(
-                f"{type(self).__name__} calls training_step without get_batch_samples, so the micro-batches of an "
+                f"{type(self).__name__} calls training_step without get_batch_samples, so the "
+                f"micro-batches of an "
                 "update are unknown; SAM needs Trainer's own epoch loop"
             )
         if not self._window.add(inputs):
@@ -220,7 +242,9 @@ class SAMMixin:
     def _backward(
         self, model: nn.Module, window: Window, batch: Batch, share: Any, with_losses: bool = False
     ) -> Any:
-        """Run the class's own `training_step`, which for a whole micro-batch does all scaling itself."""
+        """Run the class's own `training_step`, which for a whole micro-batch does all scaling
+        itself.
+        """
         for stray in self._strays:
             stray.grad = None
         if batch.drawn:
@@ -238,7 +262,9 @@ class SAMMixin:
         return loss if losses is None else (loss, losses[0])
 
     def _items_of(self, batch: Batch, num_items: Any) -> Any:
-        """Return the count for which Trainer computes a part's own mean: over ranks it multiplies by their number."""
+        """Return the count for which Trainer computes a part's own mean: over ranks it
+        multiplies by their number.
+        """
         if num_items is None:
             return None
         count = super()._get_num_items_in_batch([batch.inputs], self.args.device)
@@ -248,18 +274,22 @@ class SAMMixin:
         return torch.as_tensor(count, device=self.args.device).clamp(min=1)
 
     def _backward_drawn(self, model: nn.Module, batch: Batch) -> Tensor:
-        """Run forward and backward of a drawn example, without dropout and with the running statistics."""
+        """Run forward and backward of a drawn example, without dropout and with the running
+        statistics.
+        """
         model.eval()
         try:
             with self.compute_loss_context_manager():
-                loss = super().compute_loss(model, copy.copy(batch.inputs))
+                loss: Any = super().compute_loss(model, copy.copy(batch.inputs))
             self.accelerator.backward(loss)
         finally:
             model.train()
         return loss.detach()
 
     def _forward_per_example(self, model: nn.Module, batch: Batch) -> Tensor:
-        """Return the losses (B,) where the weights stand, of a forward in training mode without a graph."""
+        """Return the losses (B,) where the weights stand, of a forward in training mode without
+        a graph.
+        """
         self._pass = Pass(losses=[])
         try:
             with torch.no_grad(), self.compute_loss_context_manager():
@@ -285,17 +315,19 @@ class SAMMixin:
         if not self._orphan_warned:
             self._orphan_warned = True
             logger.warning(
-                f"The data ended after {window.size} of {self.args.gradient_accumulation_steps} micro-batches of an "
+                f"The data ended after {window.size} of {self.args.gradient_accumulation_steps} "
+                f"micro-batches of an "
                 "update; Trainer makes no update of them, so they are dropped. Said once."
             )
 
     # -- the loss's scale -----------------------------------------------------------------------
 
-    def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> Any:
-        """Count the items only for a loss that honours the count, which is found out once by asking it.
+    def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> Any:
+        """Count the items only for a loss that honours the count, which is found out once by asking
+        it.
 
-        Trainer believes a model that takes `**kwargs`; `BertForSequenceClassification` takes them and ignores the
-        count, which makes its accumulated gradient too large.
+        Trainer believes a model that takes `**kwargs`; `BertForSequenceClassification` takes them
+        and ignores the count, which makes its accumulated gradient too large.
         """
         num_items = super()._get_num_items_in_batch(batch_samples, device)
         matters = self.args.gradient_accumulation_steps > 1 or self.args.world_size > 1
@@ -303,8 +335,10 @@ class SAMMixin:
             self._honours = self._ask_loss(batch_samples[0], num_items)
             if self._honours is False:
                 logger.warning(
-                    f"The loss of {type(self.model).__name__} ignores num_items_in_batch, though Trainer believes the "
-                    "opposite: its accumulated gradient would be too large. It is divided as it should be."
+                    f"The loss of {type(self.model).__name__} ignores num_items_in_batch, though "
+                    f"Trainer believes the "
+                    "opposite: its accumulated gradient would be too large. It is divided as it "
+                    "should be."
                 )
         return None if self._honours is False else num_items
 
@@ -323,10 +357,12 @@ class SAMMixin:
             answer = None if said.item() == 2 else bool(said.item())
         return answer
 
-    def compute_loss(
+    def compute_loss(  # type: ignore[override]
         self, model: nn.Module, inputs: Any, return_outputs: bool = False, **kwargs: Any
     ) -> Any:
-        """Compute the loss as the class behind, with the scale and the per-example losses that a pass wants."""
+        """Compute the loss as the class behind, with the scale and the per-example losses that a
+        pass wants.
+        """
         now = self._pass or Pass()
         labels = inputs.get("labels") if now.losses is not None else None
         with_outputs = return_outputs or now.losses is not None
@@ -376,8 +412,8 @@ class SAMMixin:
     @property
     def sam_config(self) -> dict[str, Any]:
         """The method with all its options, and where and how it is applied, as JSON can hold it."""
-        names = ("sam_when", "sam_where", "sam_accumulation", "sam_ascent_sync")
-        names += ("sam_replay_rng", "sam_freeze_norm_stats")
+        names = ["sam_when", "sam_where", "sam_accumulation", "sam_ascent_sync"]
+        names += ["sam_replay_rng", "sam_freeze_norm_stats"]
         return {
             "method": self._method.describe(),
             **{name: option(self.args, name) for name in names},
@@ -385,4 +421,6 @@ class SAMMixin:
 
 
 class SAMTrainer(SAMMixin, Trainer):
-    """Trainer with a SAM method: change `Trainer` to `SAMTrainer` and `TrainingArguments` to `SAMTrainingArguments`."""
+    """Trainer with a SAM method: change `Trainer` to `SAMTrainer` and `TrainingArguments` to
+    `SAMTrainingArguments`.
+    """

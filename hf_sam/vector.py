@@ -1,9 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`Vector`: one tensor per trainable parameter, with the algebra that the papers' equations need."""
+"""`Vector`: one tensor per trainable parameter, with the algebra that the papers' equations
+need.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,10 +27,11 @@ def add_up(sums: list[Tensor | None]) -> Tensor:
 class Vector(Sequence[Tensor | None]):
     """A point or direction in weight space: one tensor per trainable parameter, in their order.
 
-    An entry is `None` where there is nothing (no gradient, or a parameter that is left alone). In sums `None` counts
-    as zero (`None + x = x`); in products and scalings it stays `None`. `+ - * /` make new vectors; `mul_` and `add_`
-    change this one in place. `*` with another vector is element by element. Tensors are local shards where the
-    parameters are sharded; `total` then adds up over all of them, so that `dot` and `norm` are global.
+    An entry is `None` where there is nothing (no gradient, or a parameter that is left alone). In
+    sums `None` counts as zero (`None + x = x`); in products and scalings it stays `None`. `+ - * /`
+    make new vectors; `mul_` and `add_` change this one in place. `*` with another vector is element
+    by element. Tensors are local shards where the parameters are sharded; `total` then adds up over
+    all of them, so that `dot` and `norm` are global.
     """
 
     __slots__ = ("_norm", "tensors", "total")
@@ -65,7 +69,9 @@ class Vector(Sequence[Tensor | None]):
         return self * -1.0
 
     def add_(self, other: Vector, scale: Scalar = 1.0) -> Vector:
-        """Add `scale * other` in place and return self; entries missing here are copied from `other`."""
+        """Add `scale * other` in place and return self; entries missing here are copied from
+        `other`.
+        """
         self._norm = None
         both = [
             i
@@ -79,9 +85,9 @@ class Vector(Sequence[Tensor | None]):
                     a.addcmul_(b, factor)  # one tensor at a time: no scratch copy of all of them
             else:
                 torch._foreach_add_(mine, theirs, alpha=scale)
-        for i, (a, b) in enumerate(zip(self, other, strict=True)):
-            if a is None and b is not None:
-                self.tensors[i] = b * scale
+        for i, new in enumerate(other):
+            if new is not None and self.tensors[i] is None:
+                self.tensors[i] = new * scale
         return self
 
     # -- products -------------------------------------------------------------------------------
@@ -107,7 +113,8 @@ class Vector(Sequence[Tensor | None]):
         return self
 
     def where_(self, ok: Tensor, other: Vector | None = None) -> Vector:
-        """Put `other` (zero where it has no entry) in place unless the `()` bool tensor `ok` is true; return self.
+        """Put `other` (zero where it has no entry) in place unless the `()` bool tensor `ok` is
+        true; return self.
 
         Decided on the device: what keeps a non-finite value out of a method's state.
         """
@@ -129,12 +136,14 @@ class Vector(Sequence[Tensor | None]):
         return self.total(sums)
 
     def norm(self) -> Tensor:
-        """Return the L2 norm over all parameters as a `()` tensor (float32 or wider), computed once."""
+        """Return the L2 norm over all parameters as a `()` tensor (float32 or wider), computed
+        once.
+        """
         if self._norm is None:
             sums: list[Tensor | None] = [None] * len(self)
             for indices in _by_kind(self.tensors, self.present):
-                mine = [self.tensors[i] for i in indices]
-                wide = torch.promote_types(mine[0].dtype, torch.float32)  # type: ignore[union-attr]
+                mine: list[Any] = [self.tensors[i] for i in indices]
+                wide = torch.promote_types(mine[0].dtype, torch.float32)
                 for i, norm in zip(indices, torch._foreach_norm(mine, 2, dtype=wide), strict=True):
                     sums[i] = norm * norm
             self._norm = self.total(sums).sqrt()
@@ -159,7 +168,9 @@ class Vector(Sequence[Tensor | None]):
         return copy
 
     def keep(self, chosen: Sequence[bool]) -> Vector:
-        """Return the vector (same storage) with `None` where `chosen` is false; itself where nothing is lost."""
+        """Return the vector (same storage) with `None` where `chosen` is false; itself where
+        nothing is lost.
+        """
         if all(yes or t is None for t, yes in zip(self, chosen, strict=True)):
             return self
         return self._like(t if yes else None for t, yes in zip(self, chosen, strict=True))
@@ -187,6 +198,8 @@ def _by_kind(tensors: list[Tensor | None], indices: list[int]) -> list[list[int]
 def _groups(
     tensors: list[Tensor | None], indices: list[int], *others: list[Tensor | None]
 ) -> Iterator[tuple[list[Tensor], list[list[Tensor]]]]:
-    """Yield per kind the tensors at `indices`, and those of each of the `others` at the same places."""
+    """Yield per kind the tensors at `indices`, and those of each of the `others` at the same
+    places.
+    """
     for kind in _by_kind(tensors, indices):
         yield [tensors[i] for i in kind], [[o[i] for i in kind] for o in others]  # type: ignore[misc]

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""SAMTrainer as a guest of Trainer: windows, logs, interruptions, data that ends early, foreign trainers."""
+"""SAMTrainer as a guest of Trainer: windows, logs, interruptions, data that ends early, foreign
+trainers.
+"""
 
 from __future__ import annotations
 
@@ -101,7 +103,9 @@ def test_sam_really_evaluates_at_the_perturbed_weights(tmp_path: Path) -> None:
 
 
 def test_the_log(tmp_path: Path) -> None:
-    """Every logging step has the readings; loss is the clean one and grad_norm the clipped gradient's."""
+    """Every logging step has the readings; loss is the clean one and grad_norm the clipped
+    gradient's.
+    """
     data = examples("bert", 8)
     trainer = train(
         tmp_path, data=data, max_steps=4, sam_rho=0.1, optim="sgd", lr_scheduler_type="constant"
@@ -131,14 +135,17 @@ def test_log_values_are_means_over_the_perturbed_updates(tmp_path: Path) -> None
 
 
 def test_no_more_host_synchronisation_than_trainer(tmp_path: Path, monkeypatch: Any) -> None:
-    """An update that does not log asks the device for no value that the plain Trainer does not ask for."""
+    """An update that does not log asks the device for no value that the plain Trainer does not
+    ask for.
+    """
     counts: dict[str, int] = {}
+    running = ["nobody"]
 
     def counting(name: str) -> Any:
         original = getattr(torch.Tensor, name)
 
         def count(self: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-            counts[current] = counts.get(current, 0) + 1
+            counts[running[0]] = counts.get(running[0], 0) + 1
             return original(self, *args, **kwargs)
 
         return count
@@ -155,8 +162,10 @@ def test_no_more_host_synchronisation_than_trainer(tmp_path: Path, monkeypatch: 
     }
     for name in ("item", "tolist", "__bool__", "__float__", "__int__", "cpu", "numpy"):
         monkeypatch.setattr(torch.Tensor, name, counting(name))
-    for current, trainer in trainers.items():
+    for name, trainer in trainers.items():
+        running[0] = name
         trainer.train()
+    running[0] = "nobody"
     # The readings are drained once, at the end of training at most.
     assert counts["sam"] <= counts["none"] + 1
     assert counts["asam"] <= counts["none"] + 1
@@ -181,7 +190,7 @@ def test_activation_checkpointing(reentrant: bool, tmp_path: Path) -> None:
 class StopInTheMiddle(TrainerCallback):
     """Stops inside the second window."""
 
-    def on_substep_end(self, args, state, control, **_):  # noqa: ANN001
+    def on_substep_end(self, args, state, control, **_):
         if state.global_step == 1:
             control.should_training_stop = True
 
@@ -224,7 +233,9 @@ class OutOfMemoryOnce(torch.nn.Module):
 
 
 def test_auto_find_batch_size(tmp_path: Path) -> None:
-    """An out-of-memory error in the second pass halves the batch; the weights were returned before."""
+    """An out-of-memory error in the second pass halves the batch; the weights were returned
+    before.
+    """
     network = OutOfMemoryOnce()
     before = [p.detach().clone() for p in network.parameters()]
     trainer = make_trainer(

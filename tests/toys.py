@@ -103,7 +103,9 @@ MODELS = {"bert": bert, "llama": llama, "resnet": resnet, "t5": t5, "lora": lora
 
 
 def examples(model: str, n: int = 48, seed: int = 1) -> list[Example]:
-    """Return n seeded examples for a model of `MODELS`, equally long but with ragged labels for llama."""
+    """Return n seeded examples for a model of `MODELS`, equally long but with ragged labels for
+    llama.
+    """
     draw = torch.Generator().manual_seed(seed)
 
     def tokens(length: int) -> torch.Tensor:
@@ -205,10 +207,12 @@ def assert_equal(a: list[torch.Tensor], b: list[torch.Tensor], tolerance: float 
 
 
 class Bowl:
-    """A small stochastic loss over several tensors, in float64: least squares through a tanh, for bare Landscapes.
+    """A small stochastic loss over several tensors, in float64: least squares through a tanh, for
+    bare Landscapes.
 
     Attributes:
-        params: the trainable tensors: two matrices, a vector, and one that has a gradient only if `optional`.
+        params: the trainable tensors: two matrices, a vector, and one that has a gradient only if
+            `optional`.
         passes: forward-backward passes so far.
     """
 

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Method state in a checkpoint folder: what the method was, and one tensor per state entry and parameter."""
+"""Method state in a checkpoint folder: what the method was, and one tensor per state entry and
+parameter.
+"""
 
 from __future__ import annotations
 
@@ -51,7 +53,8 @@ def load_state(
 ) -> dict[str, StateValue]:
     """Return the state that `save_state` wrote, on the parameters' devices.
 
-    A checkpoint of another method, or of none, gives an empty state and one warning: state starts at first use.
+    A checkpoint of another method, or of none, gives an empty state and one warning: state starts
+    at first use.
     """
     path = Path(folder) / DESCRIPTION
     if not path.is_file():
@@ -63,7 +66,8 @@ def load_state(
     saved = json.loads(path.read_text(encoding="utf-8"))
     if kind(saved["method"]) != kind(method):
         logger.warning(
-            f"{folder} was saved with {kind(saved['method'])}, and training goes on with {kind(method)}: "
+            f"{folder} was saved with {kind(saved['method'])}, and training goes on with "
+            f"{kind(method)}: "
             "the saved method state is left aside."
         )
         return {}

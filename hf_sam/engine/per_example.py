@@ -22,13 +22,14 @@ def per_example_losses(
 ) -> Tensor:
     """Return the losses of shape (B,), detached, whose (weighted) mean is the batch's loss.
 
-    Knows single-label (labels (B,)), multi-label and regression heads (labels (B,) or (B, C)), and token
-    classification and language models (labels (B, T): the mean over a row's labelled tokens).
+    Knows single-label (labels (B,)), multi-label and regression heads (labels (B,) or (B, C)), and
+    token classification and language models (labels (B, T): the mean over a row's labelled tokens).
 
     Args:
         outputs: the model's outputs, with `logits`.
         labels: the labels as the batch had them.
-        config: the model's configuration, whose `problem_type` and `num_labels` tell the kinds apart.
+        config: the model's configuration, whose `problem_type` and `num_labels` tell the kinds
+            apart.
         shifted: the logits at a position predict the next label, as in a causal language model.
         smoothing: Trainer's label smoothing factor.
 
@@ -90,7 +91,9 @@ def _unknown(labels: Any, logits: Any) -> str:
         return str(tuple(value.shape)) if isinstance(value, Tensor) else type(value).__name__
 
     return (
-        f"the loss of single examples is unknown for labels of {shape(labels)} and logits of {shape(logits)}: give "
-        "SAMTrainer(per_example_loss_func=f) with f(outputs, labels) -> losses of shape (B,), or use a method that "
+        f"the loss of single examples is unknown for labels of {shape(labels)} and logits of "
+        f"{shape(logits)}: give "
+        "SAMTrainer(per_example_loss_func=f) with f(outputs, labels) -> losses of shape (B,), or "
+        "use a method that "
         "needs none, such as sam"
     )

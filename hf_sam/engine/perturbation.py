@@ -10,15 +10,19 @@ import torch
 from torch import Tensor
 
 CHUNK = 1 << 20
-"""Elements moved at a time: what stays in cache, and the bound on scratch memory beside the largest tensor."""
+"""Elements moved at a time: what stays in cache, and the bound on scratch memory beside the
+largest tensor.
+"""
 
 
 class Perturbation:
-    """A context in which `w + eps` stands in the parameters; leaving it restores `w` bitwise, whatever happened.
+    """A context in which `w + eps` stands in the parameters; leaving it restores `w` bitwise,
+    whatever happened.
 
-    The tensors of `eps` are consumed: each becomes the snapshot of its parameter, so that stepping aside needs no
-    storage beyond `eps` itself. Where `ok` (a `()` bool tensor) is false the parameters stay as they are; this needs
-    no host synchronisation. Parameters with a `None` entry are never touched.
+    The tensors of `eps` are consumed: each becomes the snapshot of its parameter, so that stepping
+    aside needs no storage beyond `eps` itself. Where `ok` (a `()` bool tensor) is false the
+    parameters stay as they are; this needs no host synchronisation. Parameters with a `None` entry
+    are never touched.
     """
 
     def __init__(self, params: Sequence[Tensor], eps: Sequence[Tensor | None], ok: Tensor) -> None:
@@ -56,7 +60,9 @@ class Perturbation:
     def displacement_dot(
         self, vector: Sequence[Tensor | None], params: Sequence[Tensor]
     ) -> list[Tensor | None]:
-        """Return per parameter the `()` inner product of the step taken (as rounded) with `vector`'s entry."""
+        """Return per parameter the `()` inner product of the step taken (as rounded) with
+        `vector`'s entry.
+        """
         saved = {id(p): s for p, s in self._saved}
         sums: list[Tensor | None] = [None] * len(params)
         for i, (param, entry) in enumerate(zip(params, vector, strict=True)):
@@ -68,7 +74,9 @@ class Perturbation:
 
 
 def _chunks(pairs: list[tuple[Tensor, Tensor]]) -> Iterator[list[tuple[Tensor, Tensor]]]:
-    """Yield runs of pairs of one device and dtype with about `CHUNK` elements, a larger tensor alone."""
+    """Yield runs of pairs of one device and dtype with about `CHUNK` elements, a larger tensor
+    alone.
+    """
     run: list[tuple[Tensor, Tensor]] = []
     size = 0
     for pair in pairs:

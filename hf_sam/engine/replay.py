@@ -6,6 +6,8 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,7 +17,9 @@ RandomState = list[tuple[Callable[[object], None], object]]
 
 
 def random_state(devices: Iterable[torch.device] = ()) -> RandomState:
-    """Return the state of Python's, numpy's and torch's generators (CPU and `devices`), to be set again."""
+    """Return the state of Python's, numpy's and torch's generators (CPU and `devices`), to be
+    set again.
+    """
     state: RandomState = [
         (random.setstate, random.getstate()),  # type: ignore[list-item]
         (np.random.set_state, np.random.get_state()),  # type: ignore[list-item]
@@ -24,14 +28,14 @@ def random_state(devices: Iterable[torch.device] = ()) -> RandomState:
     for device in devices:
         if device.type != "cpu":
             module = torch.get_device_module(device)
-            if device.type == "mps":  # one device, whose functions take no device argument
-                state.append((module.set_rng_state, module.get_rng_state()))
-            else:
-                state.append((
-                    lambda s, m=module, d=device: m.set_rng_state(s, d),
-                    module.get_rng_state(device),
-                ))
+            # MPS is one device, whose functions take no device argument.
+            which = () if device.type == "mps" else (device,)
+            state.append((partial(_set, module, which), module.get_rng_state(*which)))
     return state
+
+
+def _set(module: Any, which: tuple[torch.device, ...], value: Any) -> None:
+    module.set_rng_state(value, *which)
 
 
 def set_random_state(state: RandomState) -> None:
@@ -43,8 +47,9 @@ def set_random_state(state: RandomState) -> None:
 def norm_buffers(model: nn.Module) -> list[Tensor]:
     """Return the running statistics: all buffers of modules that normalise and keep any.
 
-    A module normalises if it holds a `running_*` or `num_batches_tracked` buffer or says "norm" in its class name.
-    (torch's batch norm writes them without a version bump, so watching for changes would miss them.)
+    A module normalises if it holds a `running_*` or `num_batches_tracked` buffer or says "norm" in
+    its class name. (torch's batch norm writes them without a version bump, so watching for changes
+    would miss them.)
     """
     found: dict[int, Tensor] = {}
     for module in model.modules():
@@ -58,9 +63,10 @@ def norm_buffers(model: nn.Module) -> list[Tensor]:
 class Replay:
     """Makes later passes of an update see what the first saw, and leave no trace of their own.
 
-    `with replay():` surrounds each pass. Of the first it remembers the random state before it. In a later one the
-    random numbers start over from there, and afterwards the generators and the norm layers' running statistics
-    (`buffers`) are what they were before it. So an update ends as if only its first pass had happened.
+    `with replay():` surrounds each pass. Of the first it remembers the random state before it. In a
+    later one the random numbers start over from there, and afterwards the generators and the norm
+    layers' running statistics (`buffers`) are what they were before it. So an update ends as if
+    only its first pass had happened.
     """
 
     def __init__(

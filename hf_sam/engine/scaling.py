@@ -15,7 +15,8 @@ from .replay import Replay
 def honours_num_items(
     loss_of: Callable[[Tensor], Tensor], n: Tensor, replay: Replay
 ) -> bool | None:
-    """Return whether the loss halves when the number of items doubles; None where it cannot be told.
+    """Return whether the loss halves when the number of items doubles; None where it cannot be
+    told.
 
     Args:
         loss_of: the `()` loss of one and the same batch for a given number of items.

@@ -6,7 +6,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import Tensor
 
 IGNORED = -100
@@ -14,7 +13,8 @@ IGNORED = -100
 
 
 def examples(batch: Any) -> int:
-    """Return B, the leading size of the labels or of the first tensor; a batch that holds none is one example.
+    """Return B, the leading size of the labels or of the first tensor; a batch that holds none is
+    one example.
 
     Args:
         batch: a tensor of shape (B, ...), or a mapping, list or tuple that holds some.
@@ -36,8 +36,8 @@ def examples(batch: Any) -> int:
 def take(batch: Any, index: Tensor | slice, name: str = "the batch") -> Any:
     """Return the batch of the chosen examples, in the order of the index.
 
-    Tensors and lists of leading size B are cut; numbers, text, None and `()` tensors belong to the whole batch and
-    stay; mappings and tuples are cut inside.
+    Tensors and lists of leading size B are cut; numbers, text, None and `()` tensors belong to the
+    whole batch and stay; mappings and tuples are cut inside.
 
     Args:
         batch: a tensor of shape (B, ...), or a mapping, list or tuple that holds some.
@@ -45,7 +45,8 @@ def take(batch: Any, index: Tensor | slice, name: str = "the batch") -> Any:
         name: what an error calls the batch.
 
     Raises:
-        ValueError: a field has no leading size B, so that it is unknown which rows belong to an example.
+        ValueError: a field has no leading size B, so that it is unknown which rows belong to an
+            example.
     """
     return _take(batch, index, examples(batch), name)
 
@@ -53,7 +54,8 @@ def take(batch: Any, index: Tensor | slice, name: str = "the batch") -> Any:
 def _take(value: Any, index: Tensor | slice, size: int, name: str) -> Any:
     if isinstance(value, Mapping):
         cut = {key: _take(inner, index, size, f"field {key!r}") for key, inner in value.items()}
-        return cut if type(value) is dict else type(value)(cut)
+        kind: Any = type(value)
+        return kind(cut)
     if value is None or isinstance(value, (int, float, str, bool)):
         return value
     if isinstance(value, Tensor):
@@ -72,7 +74,8 @@ def _take(value: Any, index: Tensor | slice, size: int, name: str) -> Any:
         return [value[i] for i in places]
     found = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
     raise ValueError(
-        f"{name} ({found}) has no leading size {size}, so single examples cannot be selected from this batch; "
+        f"{name} ({found}) has no leading size {size}, so single examples cannot be selected from "
+        f"this batch; "
         "use a method that takes whole batches, such as sam, or override take(inputs, index)"
     )
 
@@ -95,10 +98,12 @@ def weight(batch: Any, shifted: bool = False) -> Tensor | int:
 
 
 def contiguous_groups(sizes: list[int], groups: int) -> list[list[tuple[int, slice]]]:
-    """Cut batches of these sizes, one after the other, into contiguous groups of as equal size as possible.
+    """Cut batches of these sizes, one after the other, into contiguous groups of as equal size as
+    possible.
 
     Returns:
-        Per group the pairs (batch, slice of its examples). There are never more groups than examples.
+        Per group the pairs (batch, slice of its examples). There are never more groups than
+        examples.
     """
     total = sum(sizes)
     groups = max(min(groups, total), 1)

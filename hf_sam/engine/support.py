@@ -160,6 +160,24 @@ def check_engine(trainer: Any) -> None:
             raise NotImplementedError(f"hf_sam does not support {row.name}: {row.why}")
 
 
+def check_ascent_sync(sync: str, method: Any) -> None:
+    """Refuse an ascent of each rank's own where the update needs the gradient of all.
+
+    Args:
+        sync: `sam_ascent_sync`.
+        method: the method that will run.
+
+    Raises:
+        ValueError: the method, the reason, and what to use instead.
+    """
+    if sync == "local" and not method.local_ascent:
+        name = method.describe()["name"]
+        raise ValueError(
+            f"sam_ascent_sync='local' does not go with {name}, whose state, schedule or update "
+            "needs the ascent gradient of all ranks: use 'auto' or 'global'"
+        )
+
+
 UPDATE_IN_BACKWARD = "it updates the weights inside backward, so there is no gradient to hand over"
 NEEDS_CLOSURE = (
     "its step() evaluates the loss itself through a closure, which Trainer does not give"

@@ -10,8 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import Trainer
-from transformers.data import DataCollatorWithFlattening
+from transformers import DataCollatorWithFlattening, Trainer
 
 from .slicing import examples, take, weight
 
@@ -78,7 +77,8 @@ class BatchSlicer:
 def natural_shares(window: Window, slicer: BatchSlicer, world: int) -> list[Any]:
     """Return the weight that Trainer gives to each micro-batch's mean loss.
 
-    With a count of items, its labelled tokens over all, times the world size that averaging over ranks divides by.
+    With a count of items, its labelled tokens over all, times the world size that averaging over
+    ranks divides by.
     """
     if window.num_items is None:
         return [1 / window.size] * window.size
@@ -100,18 +100,22 @@ def check_cuttable(trainer: Trainer, method: str) -> None:
     )
     if owner is not Trainer:
         raise NotImplementedError(
-            f"{method} selects examples of a batch, and {owner.__name__}.compute_loss may read rows in another way: "
-            f"give the class a method take(inputs, index) that returns the chosen examples' inputs, or use sam='sam'"
+            f"{method} selects examples of a batch, and {owner.__name__}.compute_loss may read "
+            f"rows in another way: "
+            f"give the class a method take(inputs, index) that returns the chosen examples' "
+            f"inputs, or use sam='sam'"
         )
     if isinstance(trainer.data_collator, DataCollatorWithFlattening):
         raise NotImplementedError(
-            f"{method} selects examples of a batch, and DataCollatorWithFlattening packs them into one row: use a "
+            f"{method} selects examples of a batch, and DataCollatorWithFlattening packs them "
+            f"into one row: use a "
             "padding collator, or sam='sam'"
         )
 
 
 def draw(trainer: Trainer, n: int, generator: torch.Generator) -> list[Batch]:
-    """Draw n training examples, equally on all ranks, and return this rank's share of them, one batch each.
+    """Draw n training examples, equally on all ranks, and return this rank's share of them, one
+    batch each.
 
     Raises:
         ValueError: the training data has no length to draw from.
@@ -120,7 +124,8 @@ def draw(trainer: Trainer, n: int, generator: torch.Generator) -> list[Batch]:
     data = loader.dataset
     if not hasattr(data, "__len__"):
         raise ValueError(
-            "this method draws training examples, and an iterable dataset cannot be drawn from: give a dataset with a "
+            "this method draws training examples, and an iterable dataset cannot be drawn from: "
+            "give a dataset with a "
             "length, or use another method, such as ssam_d"
         )
     chosen = torch.randint(len(data), (n,), generator=generator).tolist()

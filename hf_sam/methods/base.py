@@ -19,7 +19,8 @@ class Method(Part):
     Class attributes:
         paper: "authors, venue, arXiv id".
         passes: forward-backward passes per update, as text.
-        memory: extra memory beyond the plain Trainer, in P (copies of the trainable parameters), as text.
+        memory: extra memory beyond the plain Trainer, in P (copies of the trainable parameters), as
+            text.
         use: when to use it, in a few words.
         starts_at_w: the first pass is the whole gradient at w.
         selects: single examples of a batch are chosen or grouped.
@@ -34,7 +35,9 @@ class Method(Part):
     selects = False
 
     def __call__(self, at: Landscape) -> Vector:
-        """Return the update: what the optimizer gets as gradient, `None` where the gradient at w is `None`."""
+        """Return the update: what the optimizer gets as gradient, `None` where the gradient at w
+        is `None`.
+        """
         return at.finish(self.update(at))
 
     def update(self, at: Landscape) -> Vector:
@@ -43,13 +46,17 @@ class Method(Part):
 
     @property
     def when(self) -> Schedule | None:
-        """The schedule that decides which updates are perturbed, also a method within's; or None."""
+        """The schedule that decides which updates are perturbed, also a method within's; or
+        None.
+        """
         within = (child.when for _, child in self.children() if isinstance(child, Method))
         return next((when for when in within if when is not None), None)
 
     @property
     def local_ascent(self) -> bool:
-        """Whether the update needs nothing but the descent gradient, so that ranks may ascend on their own."""
+        """Whether the update needs nothing but the descent gradient, so that ranks may ascend on
+        their own.
+        """
         return False
 
     @property
@@ -63,8 +70,9 @@ class Perturbing(Method):
     """A method whose ascent gradient may be taken on a part of the batch.
 
     Attributes:
-        ascent_fraction: of each micro-batch's examples, from its beginning, for the ascent gradient; the clean loss
-            that is logged is theirs, and sharpness is not read. Bahri, Mobahi, Tay, ACL 2022, arXiv 2110.08529.
+        ascent_fraction: of each micro-batch's examples, from its beginning, for the ascent
+            gradient; the clean loss that is logged is theirs, and sharpness is not read. Bahri,
+            Mobahi, Tay, ACL 2022, arXiv 2110.08529.
     """
 
     ascent_fraction: float = field(

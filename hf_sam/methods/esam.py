@@ -16,7 +16,8 @@ from .base import Method
 
 @dataclass
 class ESAM(Method):
-    """Efficient Sharpness-Aware Minimization. Du et al., ICLR 2022, arXiv 2110.03141; not EfficientSAM.
+    """Efficient Sharpness-Aware Minimization. Du et al., ICLR 2022, arXiv 2110.03141; not
+    EfficientSAM.
 
     Update::
 
@@ -27,20 +28,23 @@ class ESAM(Method):
         there = gradient of the mean loss of B+ at w + eps
         u     = there
 
-    Cost: 2 passes, of which the first computes the weight gradients of S only and the second runs on B+, and one
-    forward for the choice of B+ (none with gamma = 1); 1 P extra; no state. With weight gradients a third of the
-    work, beta = 0.6 and gamma = 0.5 make (1 + 1 + beta + 1 + 3 gamma) / 3 = 1.70 times the plain update. The
-    often-quoted 1.4 is SAM's time over ESAM's.
+    Cost: 2 passes, of which the first computes the weight gradients of S only and the second runs
+        on B+, and one
+    forward for the choice of B+ (none with gamma = 1); 1 P extra; no state. With weight gradients a
+    third of the work, beta = 0.6 and gamma = 0.5 make (1 + 1 + beta + 1 + 3 gamma) / 3 = 1.70 times
+    the plain update. The often-quoted 1.4 is SAM's time over ESAM's.
 
     Defaults: rho = 0.05, beta = 0.6, gamma = 0.5, the paper's for ResNet-18.
 
-    Deviations from the authors' code (dydjw9/Efficient_SAM @ 1e06840): ceil(gamma B) examples by rank (there, a strict
-    comparison keeps one fewer, none for small batches); S is drawn by (seed, update), equally on all ranks, also in
-    the first update; gamma = 1 needs no extra forward; norm statistics move once. As there, S consists of whole
-    tensors, and the norm is over S and divided by beta, so |eps| = rho / beta.
+    Deviations from the authors' code (dydjw9/Efficient_SAM @ 1e06840): ceil(gamma B) examples by
+    rank (there, a strict comparison keeps one fewer, none for small batches); S is drawn by (seed,
+    update), equally on all ranks, also in the first update; gamma = 1 needs no extra forward; norm
+    statistics move once. As there, S consists of whole tensors, and the norm is over S and divided
+    by beta, so |eps| = rho / beta.
 
-    When it does not help: with frozen layers and adapters (weight gradients are cheap there, beta saves nothing); on
-    small batches. Independent runs on CIFAR-100 and ViT found it between the base optimizer and SAM.
+    When it does not help: with frozen layers and adapters (weight gradients are cheap there, beta
+    saves nothing); on small batches. Independent runs on CIFAR-100 and ViT found it between the
+    base optimizer and SAM.
 
     Attributes:
         rho: radius before the division by beta, weight-space L2 norm, or a schedule for it.

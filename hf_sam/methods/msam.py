@@ -14,11 +14,14 @@ from .sam import SAM
 
 @dataclass
 class PerGroup(Method):
-    """`method` on every group of the update's examples for itself; the update is the groups' weighted mean.
+    """`method` on every group of the update's examples for itself; the update is the groups'
+    weighted mean.
 
     Attributes:
-        groups: how many contiguous groups the rank's examples are cut into; None: one per micro-batch.
-        method: what each group does; without state, which one update would otherwise move several times.
+        groups: how many contiguous groups the rank's examples are cut into; None: one per
+            micro-batch.
+        method: what each group does; without state, which one update would otherwise move several
+            times.
     """
 
     passes = "as the method, on parts of the batch"
@@ -36,7 +39,8 @@ class PerGroup(Method):
         keepers = sorted({type(p).__name__ for p in self.method.walk() if p.stateful})
         if keepers:
             raise ValueError(
-                f"{', '.join(keepers)} carries state from update to update, and groups of one update would each move "
+                f"{', '.join(keepers)} carries state from update to update, and groups of one "
+                f"update would each move "
                 "it: use a method without state per group, or sam_accumulation='window'"
             )
 
@@ -73,14 +77,17 @@ class MSAM(Perturbing):
             there_j = gradient of L_j at w + eps_j
         u = weighted mean of the there_j
 
-    Cost: 2 passes' worth of work (smaller batches use a GPU less well), 2 P extra (snapshot and sum), no state.
+    Cost: 2 passes' worth of work (smaller batches use a GPU less well), 2 P extra (snapshot and
+        sum), no state.
 
-    Defaults: rho = 0.05 as SAM, 4 groups; expect a smaller best rho with more groups. The paper's GLUE settings were
+    Defaults: rho = 0.05 as SAM, 4 groups; expect a smaller best rho with more groups. The paper's
+        GLUE settings were
     not found.
 
-    Deviations: none known. Groups are contiguous and differ by one example at most; each counts as its examples, or
-    as its labelled tokens where the loss is a mean over tokens. Under DDP with local ascent every rank has its own
-    groups, so there are micro_batches times the ranks.
+    Deviations: none known. Groups are contiguous and differ by one example at most; each counts as
+        its examples, or
+    as its labelled tokens where the loss is a mean over tokens. Under DDP with local ascent every
+    rank has its own groups, so there are micro_batches times the ranks.
 
     When it does not help: groups of a few examples perturb along noise.
 

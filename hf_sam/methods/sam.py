@@ -28,12 +28,13 @@ class SAM(Perturbing):
 
     Defaults: rho = 0.05, the paper's CIFAR value and every port's.
 
-    Deviations: weight decay stays with the optimizer (the official JAX code, google-research/sam @ dae9904, adds it
-    to the loss of both passes). The logged loss is the clean one at w (the official code logs the perturbed pass).
-    A zero or non-finite gradient norm means no perturbation instead of NaN.
+    Deviations: weight decay stays with the optimizer (the official JAX code, google-research/sam @
+        dae9904, adds it
+    to the loss of both passes). The logged loss is the clean one at w (the official code logs the
+    perturbed pass). A zero or non-finite gradient norm means no perturbation instead of NaN.
 
-    When it does not help: training that ends before it overfits (a single epoch), and fine-tuning at a radius that
-    is too large for the pretrained weights; try `sam_rho=0.01` before giving up.
+    When it does not help: training that ends before it overfits (a single epoch), and fine-tuning
+    at a radius that is too large for the pretrained weights; try `sam_rho=0.01` before giving up.
 
     Attributes:
         rho: radius, weight-space L2 norm, or a schedule for it.
@@ -67,7 +68,8 @@ class SAM(Perturbing):
             )
         elif self.rho != type(self).rho:
             raise ValueError(
-                f"rho={self.rho} has no effect beside ascent={self.ascent}: give the radius inside `ascent`"
+                f"rho={self.rho} has no effect beside ascent={self.ascent}: give the radius "
+                f"inside `ascent`"
             )
 
     def default_ascent(self) -> Direction:

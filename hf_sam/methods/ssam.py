@@ -21,31 +21,36 @@ INTERVAL = {
 
 @dataclass
 class SparseSAMFisher(SAM):
-    """Sparse SAM with a Fisher mask. Mi, Shen, Ren, Zhou, Sun, Ji, Tao, NeurIPS 2022, arXiv 2210.05177.
+    """Sparse SAM with a Fisher mask. Mi, Shen, Ren, Zhou, Sun, Ji, Tao, NeurIPS 2022, arXiv
+    2210.05177.
 
     Update::
 
-        F     = mean over drawn examples of (gradient of the example's loss)^2     (at a mask's renewal)
-        mask  = the (1 - sparsity) N weights of the largest F
+        F     = mean over drawn examples of (gradient of the example's loss)^2     (at a mask's
+        renewal) mask  = the (1 - sparsity) N weights of the largest F
         here  = gradient of L at w
         eps   = mask * rho here / |here|
         there = gradient of L at w + eps
         u     = there
 
-    Cost: 2 passes, 1 P extra and the mask (one byte per weight, one per tensor under `structured`); at a renewal
-    `fisher_samples` passes of one example and 2 P for a moment. No time is saved without sparse kernels; memory is,
-    under `structured`: only what is perturbed needs a snapshot. State: the mask and the update of its last renewal.
+    Cost: 2 passes, 1 P extra and the mask (one byte per weight, one per tensor under `structured`);
+        at a renewal
+    `fisher_samples` passes of one example and 2 P for a moment. No time is saved without sparse
+    kernels; memory is, under `structured`: only what is perturbed needs a snapshot. State: the mask
+    and the update of its last renewal.
 
-    Defaults: rho = 0.05, sparsity = 0.5, 128 examples, renewal once per epoch; the authors' recipes use 16 to 1024.
+    Defaults: rho = 0.05, sparsity = 0.5, 128 examples, renewal once per epoch; the authors' recipes
+        use 16 to 1024.
 
-    Deviations from the authors' code (Mi-Peng/Sparse-Sharpness-Aware-Minimization @ 76974fd): the first mask comes
-    before the first perturbation (there, the first update is plain SGD with an all-zero mask); the examples are
-    drawn by (seed, update), pass through the model without dropout and leave norm statistics alone (there, they run
-    in training mode, one by one, through batch norm); over ranks the squares are averaged, not the gradients. Norm
-    over the full gradient, before masking, as there: |eps| <= rho.
+    Deviations from the authors' code (Mi-Peng/Sparse-Sharpness-Aware-Minimization @ 76974fd): the
+    first mask comes before the first perturbation (there, the first update is plain SGD with an
+    all-zero mask); the examples are drawn by (seed, update), pass through the model without dropout
+    and leave norm statistics alone (there, they run in training mode, one by one, through batch
+    norm); over ranks the squares are averaged, not the gradients. Norm over the full gradient,
+    before masking, as there: |eps| <= rho.
 
-    When it does not help: as a way to save time. Below some ten million trainable weights (adapters) a mask has
-    little to choose from.
+    When it does not help: as a way to save time. Below some ten million trainable weights
+    (adapters) a mask has little to choose from.
 
     Attributes:
         rho: radius, weight-space L2 norm of the unmasked perturbation, or a schedule for it.
@@ -77,7 +82,8 @@ class SparseSAMFisher(SAM):
 
 @dataclass
 class SparseSAMDynamic(SAM):
-    """Sparse SAM with a dynamic mask. Mi, Shen, Ren, Zhou, Sun, Ji, Tao, NeurIPS 2022, arXiv 2210.05177.
+    """Sparse SAM with a dynamic mask. Mi, Shen, Ren, Zhou, Sun, Ji, Tao, NeurIPS 2022, arXiv
+    2210.05177.
 
     Update::
 
@@ -87,15 +93,18 @@ class SparseSAMDynamic(SAM):
         there = gradient of L at w + eps
         u     = there
 
-    Cost: 2 passes, 1 P extra and the mask (one byte per weight); at a renewal 1 to 2 P for a moment. State: the mask
+    Cost: 2 passes, 1 P extra and the mask (one byte per weight); at a renewal 1 to 2 P for a
+        moment. State: the mask
     and the update of its last renewal.
 
-    Defaults: rho = 0.05, sparsity = 0.5, drop_rate = 0.5 (of the live weights, falling along half a cosine to 0),
+    Defaults: rho = 0.05, sparsity = 0.5, drop_rate = 0.5 (of the live weights, falling along half a
+        cosine to 0),
     dropped by gradient, grown at random, renewal once per epoch: the authors' command line.
 
-    Deviations from the authors' code (Mi-Peng/Sparse-Sharpness-Aware-Minimization @ 76974fd): what is dropped and
-    what is grown are disjoint and equally many, so the live count never changes (there, it shrinks where the live
-    share times the drop rate exceeds the sparsity); weights are compared at w (there, at w + eps).
+    Deviations from the authors' code (Mi-Peng/Sparse-Sharpness-Aware-Minimization @ 76974fd): what
+    is dropped and what is grown are disjoint and equally many, so the live count never changes
+    (there, it shrinks where the live share times the drop rate exceeds the sparsity); weights are
+    compared at w (there, at w + eps).
 
     When it does not help: as a way to save time.
 

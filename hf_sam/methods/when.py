@@ -27,12 +27,16 @@ class When(Method):
     otherwise: Method = field(default_factory=Plain)
 
     def __post_init__(self) -> None:
-        """Refuse a schedule that wants to see the gradient before a method that starts elsewhere."""
+        """Refuse a schedule that wants to see the gradient before a method that starts
+        elsewhere.
+        """
         super().__post_init__()
         if self.schedule.needs_gradient and not self.method.starts_at_w:
             raise ValueError(
-                f"the schedule {type(self.schedule).__name__!r} decides by the whole gradient at w, which "
-                f"{type(self.method).__name__} does not compute first: choose another schedule, such as every:2"
+                f"the schedule {type(self.schedule).__name__!r} decides by the whole gradient at "
+                f"w, which "
+                f"{type(self.method).__name__} does not compute first: choose another schedule, "
+                f"such as every:2"
             )
 
     def update(self, at: Landscape) -> Vector:

@@ -1,2 +1,4 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Small programs that answer one question each: when, where, along what, how far, on which examples, and then?"""
+"""Small programs that answer one question each: when, where, along what, how far, on which
+examples, and then?
+"""

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What parts and methods have in common: fields that describe them and state that outlives an update."""
+"""What parts and methods have in common: fields that describe them and state that outlives an
+update.
+"""
 
 from __future__ import annotations
 
@@ -14,16 +16,19 @@ from ..vector import StateValue
 
 @dataclass
 class Part:
-    """A dataclass whose fields are its hyper-parameters, and whose `state` is what it carries to the next update.
+    """A dataclass whose fields are its hyper-parameters, and whose `state` is what it carries to
+    the next update.
 
-    Parts nest: a field may be a part or a tuple of parts, and describing, saving and loading follow the nesting.
-    `stateful` says whether the part itself keeps anything in `state`.
+    Parts nest: a field may be a part or a tuple of parts, and describing, saving and loading follow
+    the nesting. `stateful` says whether the part itself keeps anything in `state`.
     """
 
     stateful: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        """Check every field against its metadata: `low`, `high` (bounds, allowed themselves) and `choices`."""
+        """Check every field against its metadata: `low`, `high` (bounds, allowed themselves) and
+        `choices`.
+        """
         for f in fields(self):
             check_value(type(self).__name__, f.name, getattr(self, f.name), f.metadata)
 
@@ -87,7 +92,8 @@ def check_value(owner: str, name: str, value: Any, rules: Mapping[str, Any]) -> 
     choices = rules.get("choices")
     if choices is not None and value not in choices:
         raise ValueError(
-            f"{owner}: {name}={value!r} is not one of {', '.join(map(str, choices))}{nearest(value, choices)}"
+            f"{owner}: {name}={value!r} is not one of "
+            f"{', '.join(map(str, choices))}{nearest(value, choices)}"
         )
     low, high = rules.get("low"), rules.get("high")
     if (

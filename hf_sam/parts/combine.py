@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What to make of the gradients here (at w) and there (at w + eps).
 
-A combination is called with the gradient here, before that vector is consumed, and returns what to do with the
-gradient there. So it keeps of the first exactly what it needs.
+A combination is called with the gradient here, before that vector is consumed, and returns what to
+do with the gradient there. So it keeps of the first exactly what it needs.
 """
 
 from __future__ import annotations
@@ -21,7 +21,9 @@ class Combine(Part):
     """`combine(here)` returns a function from the gradient there to the update."""
 
     def __call__(self, here: Vector) -> Finish:
-        """Keep what is needed of the gradient here; return how to finish with the gradient there."""
+        """Keep what is needed of the gradient here; return how to finish with the gradient
+        there.
+        """
         raise NotImplementedError
 
     @property

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Along what to perturb: parts that turn a direction into another, one after the other.
 
-Each takes `(v, at)`, a direction whose storage it may reuse, and the Landscape; each returns a direction.
+Each takes `(v, at)`, a direction whose storage it may reuse, and the Landscape; each returns a
+direction.
 """
 
 from __future__ import annotations
@@ -18,7 +19,9 @@ from .base import Part
 
 @dataclass
 class Direction(Part):
-    """A part of the ascent: `direction(v, at)` returns the next direction and may reuse v's storage."""
+    """A part of the ascent: `direction(v, at)` returns the next direction and may reuse v's
+    storage.
+    """
 
     def __call__(self, v: Vector, at: Landscape) -> Vector:
         """Return the direction that follows from v."""
@@ -26,7 +29,7 @@ class Direction(Part):
 
 
 @dataclass(init=False)
-class chain(Direction):  # noqa: N801 - parts read as functions
+class chain(Direction):
     """Directions one after the other, in the order in which the paper applies them."""
 
     parts: tuple[Direction, ...]

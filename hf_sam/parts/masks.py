@@ -24,11 +24,12 @@ DIGITS = ((20, 11), (10, 10), (0, 10))
 
 @dataclass
 class Mask(Direction):
-    """Keeps a direction where a mask says so: `v <- v * mask`, after scaling as in Sparse SAM's papers.
+    """Keeps a direction where a mask says so: `v <- v * mask`, after scaling as in Sparse SAM's
+    papers.
 
-    The mask is renewed at first use and then every `update_interval` updates. State: the mask (bool, one byte per
-    element; whole tensors one byte each), and the update of its last renewal. A renewal at a non-finite gradient is
-    left out, unless there is no mask yet.
+    The mask is renewed at first use and then every `update_interval` updates. State: the mask
+    (bool, one byte per element; whole tensors one byte each), and the update of its last renewal. A
+    renewal at a non-finite gradient is left out, unless there is no mask yet.
 
     Attributes:
         sparsity: share of the weights that is not perturbed.
@@ -76,23 +77,27 @@ class Mask(Direction):
         return v.changed().keep([decided is not False for decided in whole])
 
     def renew(self, v: Vector, at: Landscape, before: Masks | None) -> Masks:
-        """Return the next mask for the entries of v: bool, of the entry's shape, or `()` for a whole tensor."""
+        """Return the next mask for the entries of v: bool, of the entry's shape, or `()` for a
+        whole tensor.
+        """
         raise NotImplementedError
 
 
 @dataclass
 class fisher_mask(Mask):
-    """The weights with the largest empirical Fisher information: mean squared gradients of single examples.
+    """The weights with the largest empirical Fisher information: mean squared gradients of single
+    examples.
 
-    The examples are drawn by the update's generator, equally on all ranks, and pass through the model without
-    dropout and with the running statistics; norm statistics and random streams stay as they are.
+    The examples are drawn by the update's generator, equally on all ranks, and pass through the
+    model without dropout and with the running statistics; norm statistics and random streams stay
+    as they are.
 
     Attributes:
         sparsity: share of the weights that is not perturbed.
         update_interval: updates between renewals; None is one epoch.
         fisher_samples: examples per renewal.
-        pattern: `unstructured`; `structured`, whole tensors by their mean score; or `n:m`, the n largest of every m
-            consecutive weights along the input dimension.
+        pattern: `unstructured`; `structured`, whole tensors by their mean score; or `n:m`, the n
+            largest of every m consecutive weights along the input dimension.
     """
 
     fisher_samples: int = field(
@@ -110,7 +115,8 @@ class fisher_mask(Mask):
         n, m = _n_of_m(self.pattern)
         if not math.isclose(self.sparsity, 1 - n / m):
             raise ValueError(
-                f"pattern={self.pattern!r} keeps {n} of {m} weights, which is sparsity {1 - n / m:g}, but sparsity="
+                f"pattern={self.pattern!r} keeps {n} of {m} weights, which is sparsity "
+                f"{1 - n / m:g}, but sparsity="
                 f"{self.sparsity:g}; give both alike"
             )
 
@@ -137,10 +143,11 @@ class fisher_mask(Mask):
 
 @dataclass
 class dynamic_mask(Mask):
-    """A mask that drops its least and grows as many new weights at every renewal; the count never changes.
+    """A mask that drops its least and grows as many new weights at every renewal; the count never
+    changes.
 
-    The first mask is random. At the share x of the run the share `drop_rate (1 + cos(pi x)) / 2` of the live weights
-    is exchanged.
+    The first mask is random. At the share x of the run the share `drop_rate (1 + cos(pi x)) / 2` of
+    the live weights is exchanged.
 
     Attributes:
         sparsity: share of the weights that is not perturbed.
@@ -186,10 +193,12 @@ def live_count(scores: Scores, sparsity: float) -> int:
 
 
 def largest(scores: Scores, count: int) -> Masks:
-    """Return masks of the `count` largest scores over all tensors together, the first ones among equals.
+    """Return masks of the `count` largest scores over all tensors together, the first ones among
+    equals.
 
-    The threshold is found digit by digit from counts, so that no copy of all scores is made or sorted. Scores are
-    non-negative, in float32; a negative one is never chosen. Non-finite scores count as zero.
+    The threshold is found digit by digit from counts, so that no copy of all scores is made or
+    sorted. Scores are non-negative, in float32; a negative one is never chosen. Non-finite scores
+    count as zero.
     """
     bits = [None if s is None else _bits(s) for s in scores]
     prefix, wanted = 0, count
@@ -201,9 +210,9 @@ def largest(scores: Scores, count: int) -> Masks:
                 digits = (alike >> shift) & ((1 << width) - 1)
                 counts += torch.bincount(digits.long(), minlength=1 << width).cpu()
         above = counts.flip(0).cumsum(0).flip(0)  # how many have this digit or a larger one
-        digit = int((above >= wanted).sum()) - 1
-        if digit < 0:  # fewer candidates than wanted: take them all
-            digit = 0
+        digit = max(
+            int((above >= wanted).sum()) - 1, 0
+        )  # 0: fewer candidates than wanted, take all
         wanted -= int(above[digit + 1]) if digit + 1 < len(above) else 0
         prefix = (prefix << width) | digit
     return _at_least(bits, prefix, max(wanted, 0), scores)
@@ -234,7 +243,9 @@ def _bits(scores: Tensor) -> Tensor:
 
 
 def whole_tensors(scores: Scores, count: int) -> Masks:
-    """Return `()` masks of whole tensors, by mean score from the largest down until `count` weights are on."""
+    """Return `()` masks of whole tensors, by mean score from the largest down until `count`
+    weights are on.
+    """
     means = {i: float(s.mean()) for i, s in enumerate(scores) if s is not None}
     masks: Masks = [
         None if s is None else torch.zeros((), dtype=torch.bool, device=s.device) for s in scores
@@ -249,7 +260,8 @@ def whole_tensors(scores: Scores, count: int) -> Masks:
 
 
 def n_of_m(scores: Tensor, n: int, m: int) -> Tensor:
-    """Return the mask of the n largest of every m consecutive scores along the input dimension (the second).
+    """Return the mask of the n largest of every m consecutive scores along the input dimension (the
+    second).
 
     A vector is on as a whole. Where the dimension is not a multiple of m the last group is shorter.
     """
@@ -269,7 +281,8 @@ def _n_of_m(pattern: str) -> tuple[int, int]:
     found = re.fullmatch(r"(\d+):(\d+)", pattern)
     if not found or not 1 <= int(found[1]) <= int(found[2]):
         raise ValueError(
-            f"pattern={pattern!r} is not one of unstructured, structured, or n:m with 1 <= n <= m such as 2:4"
+            f"pattern={pattern!r} is not one of unstructured, structured, or n:m with 1 <= n <= m "
+            f"such as 2:4"
         )
     return int(found[1]), int(found[2])
 

@@ -28,7 +28,7 @@ class RhoSchedule(Part):
 
 
 @dataclass
-class linear(RhoSchedule):  # noqa: N801
+class linear(RhoSchedule):
     """From `start` to `end`, linearly over the run."""
 
     start: float = field(metadata={"low": 0.0})
@@ -40,7 +40,7 @@ class linear(RhoSchedule):  # noqa: N801
 
 
 @dataclass
-class cosine(RhoSchedule):  # noqa: N801
+class cosine(RhoSchedule):
     """From `start` to `end` along half a cosine over the run."""
 
     start: float = field(metadata={"low": 0.0})
@@ -54,8 +54,10 @@ class cosine(RhoSchedule):  # noqa: N801
 
 
 @dataclass
-class lr(RhoSchedule):  # noqa: N801
-    """`rho` times the learning rate's share of its maximum (GSAM's schedule with a minimum of zero)."""
+class lr(RhoSchedule):
+    """`rho` times the learning rate's share of its maximum (GSAM's schedule with a minimum of
+    zero).
+    """
 
     rho: float = field(metadata={"low": 0.0})
 
@@ -65,8 +67,9 @@ class lr(RhoSchedule):  # noqa: N801
 
 
 @dataclass
-class budget(RhoSchedule):  # noqa: N801
-    """The radius at which the loss rises, to first order, by the share `c` of itself: min(c loss / |g|, rho_max).
+class budget(RhoSchedule):
+    """The radius at which the loss rises, to first order, by the share `c` of itself: min(c loss /
+    |g|, rho_max).
 
     Scale-free: neither the loss's scale nor the model's size changes the relative rise.
     """
@@ -90,7 +93,9 @@ SCHEDULES: dict[str, type[RhoSchedule]] = {
 
 
 def to_length(v: Vector, rho: Rho, norm: Tensor, at: Landscape) -> Vector:
-    """Scale v in place by rho / norm, by zero where the norm is zero or not finite (noted as skipped)."""
+    """Scale v in place by rho / norm, by zero where the norm is zero or not finite (noted as
+    skipped).
+    """
     ok = torch.isfinite(norm) & (norm > 0)
     at.skip(~ok)
     length = rho(at, norm) if isinstance(rho, RhoSchedule) else rho
@@ -98,7 +103,7 @@ def to_length(v: Vector, rho: Rho, norm: Tensor, at: Landscape) -> Vector:
 
 
 @dataclass
-class radius(Direction):  # noqa: N801
+class radius(Direction):
     """rho v / |v|: SAM's perturbation for v = gradient, one norm over all perturbed parameters."""
 
     rho: Rho = field(default=0.05, metadata={"help": "radius, weight-space L2 norm", "low": 0.0})
@@ -109,7 +114,7 @@ class radius(Direction):  # noqa: N801
 
 
 @dataclass
-class layer_radius(Direction):  # noqa: N801
+class layer_radius(Direction):
     """A radius per tensor, as in Look-LayerSAM.
 
     ::
@@ -145,8 +150,10 @@ class layer_radius(Direction):  # noqa: N801
 
 
 @dataclass
-class adaptive_radius(Direction):  # noqa: N801
-    """rho T^2 v / |T v| with T = |w| + eta for parameters named `*weight*` and T = 1 for others: ASAM's perturbation."""
+class adaptive_radius(Direction):
+    """rho T^2 v / |T v| with T = |w| + eta for parameters named `*weight*` and T = 1 for others:
+    ASAM's perturbation.
+    """
 
     rho: Rho = field(default=0.5, metadata={"help": "radius, dimensionless", "low": 0.0})
     eta: float = field(default=0.01, metadata={"help": "added to |w|", "low": 0.0})

@@ -19,7 +19,8 @@ SHARE = {"low": 0.0, "high": 1.0}
 class Schedule(Part):
     """`schedule(at)` says whether this update is perturbed.
 
-    Class attribute `needs_gradient`: the answer depends on the gradient at w, so the method must start with it.
+    Class attribute `needs_gradient`: the answer depends on the gradient at w, so the method must
+    start with it.
     """
 
     needs_gradient: ClassVar[bool] = False
@@ -34,7 +35,7 @@ class Schedule(Part):
 
 
 @dataclass
-class always(Schedule):  # noqa: N801
+class always(Schedule):
     """Every update."""
 
     def __call__(self, at: Landscape) -> bool:
@@ -43,7 +44,7 @@ class always(Schedule):  # noqa: N801
 
 
 @dataclass
-class between(Schedule):  # noqa: N801
+class between(Schedule):
     """From the share `start` of all updates up to, but not including, the share `end`."""
 
     start: float = field(metadata={"help": "fraction of all updates", **SHARE})
@@ -59,14 +60,14 @@ class between(Schedule):  # noqa: N801
         return first < total and first / max(total, 1) < self.end
 
 
-class after(between):  # noqa: N801
+class after(between):
     """From the share `start` of all updates to the end."""
 
     def __init__(self, start: float) -> None:
         super().__init__(start, 1.0)
 
 
-class before(between):  # noqa: N801
+class before(between):
     """Up to, but not including, the share `end` of all updates."""
 
     def __init__(self, end: float) -> None:
@@ -74,7 +75,7 @@ class before(between):  # noqa: N801
 
 
 @dataclass
-class every(Schedule):  # noqa: N801
+class every(Schedule):
     """Every k-th update, beginning with the first."""
 
     k: int = field(metadata={"help": "updates", "low": 1, "whole": True})
@@ -85,7 +86,7 @@ class every(Schedule):  # noqa: N801
 
 
 @dataclass
-class after_warmup(Schedule):  # noqa: N801
+class after_warmup(Schedule):
     """From the end of the learning rate's warm-up."""
 
     def __call__(self, at: Landscape) -> bool:
@@ -122,7 +123,7 @@ class Coin(Schedule):
 
 
 @dataclass
-class constant(Coin):  # noqa: N801
+class constant(Coin):
     """Always with probability p."""
 
     p: float = field(metadata={"help": "probability", **SHARE})
@@ -133,7 +134,7 @@ class constant(Coin):  # noqa: N801
 
 
 @dataclass
-class piecewise(Coin):  # noqa: N801
+class piecewise(Coin):
     """With probability p_start before the share `switch` of the run, p_end from there on."""
 
     p_start: float = field(metadata={"help": "probability", **SHARE})
@@ -146,7 +147,7 @@ class piecewise(Coin):  # noqa: N801
 
 
 @dataclass
-class linear(Coin):  # noqa: N801
+class linear(Coin):
     """With a probability that goes linearly from p_start to p_end."""
 
     p_start: float = field(metadata={"help": "probability", **SHARE})
@@ -158,7 +159,7 @@ class linear(Coin):  # noqa: N801
 
 
 @dataclass
-class trigonometric(Coin):  # noqa: N801
+class trigonometric(Coin):
     """With a probability that goes from p_start to p_end along half a cosine."""
 
     p_start: float = field(metadata={"help": "probability", **SHARE})
@@ -170,8 +171,9 @@ class trigonometric(Coin):  # noqa: N801
 
 
 @dataclass
-class adaptive(Schedule):  # noqa: N801
-    """AE-SAM's gate: perturb where the squared gradient norm is large for its running mean and spread.
+class adaptive(Schedule):
+    """AE-SAM's gate: perturb where the squared gradient norm is large for its running mean and
+    spread.
 
     Jiang et al., ICLR 2023, arXiv 2304.14647::
 
@@ -179,7 +181,8 @@ class adaptive(Schedule):  # noqa: N801
         sigma^2 <- delta sigma^2 + (1 - delta) (|g|^2 - mu)^2
         perturb iff |g|^2 >= mu + c sigma,  c from lambda_2 (start of the run) to lambda_1 (end)
 
-    State: mu and sigma^2. The decision needs the gradient's norm on the host, one synchronisation per update. The
+    State: mu and sigma^2. The decision needs the gradient's norm on the host, one synchronisation
+        per update. The
     averages start at the first finite |g|^2; a non-finite one changes nothing and is not perturbed.
     """
 

@@ -29,8 +29,8 @@ def choose(
 ) -> list[bool]:
     """Return per parameter whether it is perturbed.
 
-    A parameter is chosen if any positive pattern (`all`, `norm`, a regular expression searched in its name) matches,
-    or if there is none, and no negative one (`no_norm`, `no_embeddings`) does.
+    A parameter is chosen if any positive pattern (`all`, `norm`, a regular expression searched in
+    its name) matches, or if there is none, and no negative one (`no_norm`, `no_embeddings`) does.
 
     Args:
         patterns: the user's `sam_where`.
@@ -55,7 +55,8 @@ def choose(
             expression = re.compile(pattern)
         except re.error as error:
             raise ValueError(
-                f"sam_where={pattern!r} is neither one of {', '.join(KINDS)} nor a regular expression: {error}"
+                f"sam_where={pattern!r} is neither one of {', '.join(KINDS)} nor a regular "
+                f"expression: {error}"
             ) from None
         return [expression.search(name) is not None for name in names]
 
@@ -66,7 +67,8 @@ def choose(
         ):
             some = ", ".join(n for n, t in zip(names, trainable, strict=True) if t)[:300]
             raise ValueError(
-                f"sam_where={pattern!r} matches no trainable parameter; give one of {', '.join(KINDS)} or a regular "
+                f"sam_where={pattern!r} matches no trainable parameter; give one of "
+                f"{', '.join(KINDS)} or a regular "
                 f"expression for names such as: {some}"
             )
     negative = [hit for pattern, hit in hits.items() if pattern in ("no_norm", "no_embeddings")]
@@ -79,6 +81,7 @@ def choose(
     ]
     if not any(c and t for c, t in zip(chosen, trainable, strict=True)):
         raise ValueError(
-            f"sam_where={list(patterns)} leaves no trainable parameter to perturb; drop a no_* pattern"
+            f"sam_where={list(patterns)} leaves no trainable parameter to perturb; drop a no_* "
+            f"pattern"
         )
     return chosen

@@ -58,7 +58,9 @@ def test_exact_return_after_an_exception(case: Case, failing: int) -> None:
 
 @every_case
 def test_exact_return_of_what_a_later_pass_skips(case: Case) -> None:
-    """Laws 1 and 7: a parameter without a gradient in the second pass returns, and has no update."""
+    """Laws 1 and 7: a parameter without a gradient in the second pass returns, and has no
+    update.
+    """
     bowl, method = Bowl(), build(case)
     before = copies(bowl)
     bowl.drop_bias_at = 2
@@ -106,7 +108,9 @@ def test_passes_are_counted(case: Case) -> None:
 
 @every_case
 def test_randomness_is_a_function_of_seed_and_update(case: Case) -> None:
-    """Law 8: two objects agree, whatever the global generators hold, and leave them as one pass would."""
+    """Law 8: two objects agree, whatever the global generators hold, and leave them as one pass
+    would.
+    """
     updates = []
     for seed in (1, 2):
         torch.manual_seed(seed)

@@ -24,7 +24,9 @@ def as_arguments(case: Case, **more: Any) -> dict[str, Any]:
 
 
 class LrIsZero(TrainerCallback):
-    """Watches that nobody ever sees perturbed weights: with a learning rate of zero they never move."""
+    """Watches that nobody ever sees perturbed weights: with a learning rate of zero they never
+    move.
+    """
 
     def __init__(self) -> None:
         self.expected: list[torch.Tensor] | None = None
@@ -36,25 +38,25 @@ class LrIsZero(TrainerCallback):
         self.seen.add(event)
         assert_equal([p.detach() for p in model.parameters()], self.expected)
 
-    def on_step_begin(self, args, state, control, model=None, **_):  # noqa: ANN001
+    def on_step_begin(self, args, state, control, model=None, **_):
         self.look("step begin", model)
 
-    def on_substep_end(self, args, state, control, model=None, **_):  # noqa: ANN001
+    def on_substep_end(self, args, state, control, model=None, **_):
         self.look("substep end", model)
 
-    def on_pre_optimizer_step(self, args, state, control, model=None, **_):  # noqa: ANN001
+    def on_pre_optimizer_step(self, args, state, control, model=None, **_):
         self.look("before the optimizer", model)
 
-    def on_step_end(self, args, state, control, model=None, **_):  # noqa: ANN001
+    def on_step_end(self, args, state, control, model=None, **_):
         self.look("step end", model)
 
-    def on_evaluate(self, args, state, control, model=None, **_):  # noqa: ANN001
+    def on_evaluate(self, args, state, control, model=None, **_):
         self.look("evaluate", model)
 
-    def on_save(self, args, state, control, model=None, **_):  # noqa: ANN001
+    def on_save(self, args, state, control, model=None, **_):
         self.look("save", model)
 
-    def on_log(self, args, state, control, model=None, **_):  # noqa: ANN001
+    def on_log(self, args, state, control, model=None, **_):
         self.look("log", model)
 
 
@@ -138,7 +140,9 @@ def test_none_is_the_plain_trainer(model: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("optim", ["sgd", "adamw_torch"])
 @pytest.mark.parametrize("model", ["bert", "llama", "smoothed"])
 def test_accumulation_is_invisible(case: Case, optim: str, model: str, tmp_path: Path) -> None:
-    """Law 3: k micro-batches of b equal one batch of k b, with clipping active and a last, shorter window."""
+    """Law 3: k micro-batches of b equal one batch of k b, with clipping active and a last,
+    shorter window.
+    """
     if case.batch_coupled:
         pytest.skip("the method draws or selects examples")
     smoothing = {"label_smoothing_factor": 0.1} if model == "smoothed" else {}
