@@ -169,6 +169,18 @@ def build_method(args: Any, given: str | Method | None = None) -> Method:
     return When(schedule, method)
 
 
+def main_method(method: Method) -> tuple[str, Method]:
+    """Return the key in `METHODS`, and the method of it that a schedule or grouping is put around.
+
+    A method that is assembled in Python and has no key goes by its class's name.
+    """
+    keys = {kind: key for key, kind in METHODS.items()}
+    for part in method.walk():
+        if isinstance(part, Method) and type(part) in keys:
+            return keys[type(part)], part
+    return type(method).__name__, method
+
+
 def per_micro_batch(method: Method) -> Method:
     """Return the method for each micro-batch by itself (`sam_accumulation="micro"`)."""
     if isinstance(method, Plain):

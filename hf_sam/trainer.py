@@ -4,11 +4,13 @@
 from __future__ import annotations
 
 import copy
+import json
 import logging
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,7 +18,8 @@ from torch import Tensor, nn
 from transformers import Trainer
 from transformers.trainer_utils import has_length
 
-from .arguments import build_method, option
+from . import __version__
+from .arguments import build_method, main_method, option
 from .engine.checkpoint import load_state, save_state
 from .engine.per_example import per_example_losses
 from .engine.replay import Replay, norm_buffers
@@ -409,12 +412,29 @@ class SAMMixin(Behind):
         if self.args.should_save and not isinstance(self._method, Plain):
             save_state(output_dir, self._method.describe(), self._method.state_dict(), self._names)
 
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """Write the card as the class behind, with a tag and a section that names the method."""
+        tags = kwargs.get("tags")
+        tags = [tags] if isinstance(tags, str) else list(tags or [])
+        kwargs["tags"] = [*tags, *(t for t in ("hf_sam",) if t not in tags)]
+        super().create_model_card(*args, **kwargs)
+        card = Path(str(self.args.output_dir)) / "README.md"
+        if self.is_world_process_zero() and card.is_file():
+            key, method = main_method(self._method)
+            described = json.dumps(self.sam_config, indent=2)
+            section = (
+                f"\n### Sharpness-aware minimization\n\nTrained with hf_sam {__version__}, method "
+                f"`{key}` ({method.paper}):\n\n```json\n{described}\n```\n"
+            )
+            card.write_text(card.read_text(encoding="utf-8") + section, encoding="utf-8")
+
     @property
     def sam_config(self) -> dict[str, Any]:
         """The method with all its options, and where and how it is applied, as JSON can hold it."""
         names = ["sam_when", "sam_where", "sam_accumulation", "sam_ascent_sync"]
         names += ["sam_replay_rng", "sam_freeze_norm_stats"]
         return {
+            "sam": main_method(self._method)[0],
             "method": self._method.describe(),
             **{name: option(self.args, name) for name in names},
         }

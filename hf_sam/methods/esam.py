@@ -16,8 +16,7 @@ from .base import Method
 
 @dataclass
 class ESAM(Method):
-    """Efficient Sharpness-Aware Minimization. Du et al., ICLR 2022, arXiv 2110.03141; not
-    EfficientSAM.
+    """Efficient SAM. Du et al., ICLR 2022, arXiv 2110.03141; not EfficientSAM.
 
     Update::
 
@@ -29,10 +28,9 @@ class ESAM(Method):
         u     = there
 
     Cost: 2 passes, of which the first computes the weight gradients of S only and the second runs
-        on B+, and one
-    forward for the choice of B+ (none with gamma = 1); 1 P extra; no state. With weight gradients a
-    third of the work, beta = 0.6 and gamma = 0.5 make (1 + 1 + beta + 1 + 3 gamma) / 3 = 1.70 times
-    the plain update. The often-quoted 1.4 is SAM's time over ESAM's.
+    on B+, and one forward for the choice of B+ (none with gamma = 1); 1 P extra; no state. With
+    weight gradients a third of the work, beta = 0.6 and gamma = 0.5 make (1 + 1 + beta + 1 + 3
+    gamma) / 3 = 1.70 times the plain update. The often-quoted 1.4 is SAM's time over ESAM's.
 
     Defaults: rho = 0.05, beta = 0.6, gamma = 0.5, the paper's for ResNet-18.
 

@@ -78,16 +78,14 @@ class MSAM(Perturbing):
         u = weighted mean of the there_j
 
     Cost: 2 passes' worth of work (smaller batches use a GPU less well), 2 P extra (snapshot and
-        sum), no state.
+    sum), no state.
 
     Defaults: rho = 0.05 as SAM, 4 groups; expect a smaller best rho with more groups. The paper's
-        GLUE settings were
-    not found.
+    GLUE settings were not found.
 
     Deviations: none known. Groups are contiguous and differ by one example at most; each counts as
-        its examples, or
-    as its labelled tokens where the loss is a mean over tokens. Under DDP with local ascent every
-    rank has its own groups, so there are micro_batches times the ranks.
+    its examples, or as its labelled tokens where the loss is a mean over tokens. Under DDP with
+    local ascent every rank has its own groups, so there are micro_batches times the ranks.
 
     When it does not help: groups of a few examples perturb along noise.
 

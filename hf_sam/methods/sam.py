@@ -29,9 +29,9 @@ class SAM(Perturbing):
     Defaults: rho = 0.05, the paper's CIFAR value and every port's.
 
     Deviations: weight decay stays with the optimizer (the official JAX code, google-research/sam @
-        dae9904, adds it
-    to the loss of both passes). The logged loss is the clean one at w (the official code logs the
-    perturbed pass). A zero or non-finite gradient norm means no perturbation instead of NaN.
+    dae9904, adds it to the loss of both passes). The logged loss is the clean one at w (the
+    official code logs the perturbed pass). A zero or non-finite gradient norm means no perturbation
+    instead of NaN.
 
     When it does not help: training that ends before it overfits (a single epoch), and fine-tuning
     at a radius that is too large for the pretrained weights; try `sam_rho=0.01` before giving up.

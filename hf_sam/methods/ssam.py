@@ -21,8 +21,7 @@ INTERVAL = {
 
 @dataclass
 class SparseSAMFisher(SAM):
-    """Sparse SAM with a Fisher mask. Mi, Shen, Ren, Zhou, Sun, Ji, Tao, NeurIPS 2022, arXiv
-    2210.05177.
+    """Sparse SAM with a Fisher mask. Mi et al., NeurIPS 2022, arXiv 2210.05177.
 
     Update::
 
@@ -34,13 +33,12 @@ class SparseSAMFisher(SAM):
         u     = there
 
     Cost: 2 passes, 1 P extra and the mask (one byte per weight, one per tensor under `structured`);
-        at a renewal
-    `fisher_samples` passes of one example and 2 P for a moment. No time is saved without sparse
-    kernels; memory is, under `structured`: only what is perturbed needs a snapshot. State: the mask
-    and the update of its last renewal.
+    at a renewal `fisher_samples` passes of one example and 2 P for a moment. No time is saved
+    without sparse kernels; memory is, under `structured`: only what is perturbed needs a snapshot.
+    State: the mask and the update of its last renewal.
 
     Defaults: rho = 0.05, sparsity = 0.5, 128 examples, renewal once per epoch; the authors' recipes
-        use 16 to 1024.
+    use 16 to 1024.
 
     Deviations from the authors' code (Mi-Peng/Sparse-Sharpness-Aware-Minimization @ 76974fd): the
     first mask comes before the first perturbation (there, the first update is plain SGD with an
@@ -82,8 +80,7 @@ class SparseSAMFisher(SAM):
 
 @dataclass
 class SparseSAMDynamic(SAM):
-    """Sparse SAM with a dynamic mask. Mi, Shen, Ren, Zhou, Sun, Ji, Tao, NeurIPS 2022, arXiv
-    2210.05177.
+    """Sparse SAM with a dynamic mask. Mi et al., NeurIPS 2022, arXiv 2210.05177.
 
     Update::
 
@@ -94,12 +91,11 @@ class SparseSAMDynamic(SAM):
         u     = there
 
     Cost: 2 passes, 1 P extra and the mask (one byte per weight); at a renewal 1 to 2 P for a
-        moment. State: the mask
-    and the update of its last renewal.
+    moment. State: the mask and the update of its last renewal.
 
     Defaults: rho = 0.05, sparsity = 0.5, drop_rate = 0.5 (of the live weights, falling along half a
-        cosine to 0),
-    dropped by gradient, grown at random, renewal once per epoch: the authors' command line.
+    cosine to 0), dropped by gradient, grown at random, renewal once per epoch: the authors' command
+    line.
 
     Deviations from the authors' code (Mi-Peng/Sparse-Sharpness-Aware-Minimization @ 76974fd): what
     is dropped and what is grown are disjoint and equally many, so the live count never changes

@@ -78,8 +78,10 @@ def _filter_normalised(weight: Tensor, generator: torch.Generator) -> Tensor:
         return torch.zeros_like(weight)
     drawn = torch.randn(weight.shape, generator=generator).to(weight)
     filters = tuple(range(1, weight.ndim))
-    lengths = drawn.norm(dim=filters, keepdim=True).clamp_(min=torch.finfo(drawn.dtype).tiny)
-    return drawn / lengths * weight.norm(dim=filters, keepdim=True)
+    drawn_norms, norms = (
+        torch.linalg.vector_norm(tensor, dim=filters, keepdim=True) for tensor in (drawn, weight)
+    )
+    return drawn / drawn_norms.clamp_(min=torch.finfo(drawn.dtype).tiny) * norms
 
 
 def _check(surface: Surface, direction: Vector) -> None:
