@@ -174,7 +174,10 @@ class SAMMixin(Behind):
                 return (getattr(self.args, f"{name}_kwargs", None) or {}).get(
                     "use_reentrant"
                 ) is not False
-        return bool(getattr(self.model, "is_gradient_checkpointing", False))
+        model = self.model.get_base_model() if hasattr(self.model, "peft_config") else self.model
+        new = hasattr(type(model), "is_activation_checkpointing")  # the other name warns
+        name = "is_activation_checkpointing" if new else "is_gradient_checkpointing"
+        return bool(getattr(model, name, False))
 
     # -- one update -----------------------------------------------------------------------------
 
