@@ -157,6 +157,12 @@ def build_method(args: Any, given: str | Method | None = None) -> Method:
         )
     if option(args, "sam_accumulation") == "micro":
         method = per_micro_batch(method)
+    if option(args, "sam_ascent_sync") == "local" and not method.local_ascent:
+        raise ValueError(
+            f"sam_ascent_sync='local' is not possible with {main_method(method)[0]}: its update "
+            "needs more than the descent gradient, and ranks would drift apart; use 'auto' or "
+            "'global'"
+        )
     schedule = parse_when(option(args, "sam_when"))
     if isinstance(schedule, always):
         return method

@@ -18,7 +18,8 @@ class Plain(Method):
 
         u = gradient of L at w
 
-    Cost: 1 pass, no extra memory, no state."""
+    Cost: 1 pass, no extra memory, no state.
+    """
 
     paper = "the base optimizer alone"
     passes = "1"
