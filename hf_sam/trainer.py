@@ -238,7 +238,7 @@ class SAMMixin(Behind):
             seed=self.args.seed,
             names=self._names,
             per_example=partial(self._forward_per_example, model),
-            shares=natural_shares(window, slicer, self.accelerator.num_processes),
+            shares=natural_shares(window, slicer, self._ranks_counted()),
             where=self._where,
             sample=partial(draw, self),
             slicer=slicer,
@@ -268,16 +268,15 @@ class SAMMixin(Behind):
         return loss if losses is None else (loss, losses[0])
 
     def _items_of(self, batch: Batch, num_items: Any) -> Any:
-        """Return the count for which Trainer computes a part's own mean: over ranks it
-        multiplies by their number.
-        """
+        """Return the count for which Trainer computes a part's own mean."""
         if num_items is None:
             return None
-        count = super()._get_num_items_in_batch([batch.inputs], self.args.device)
-        if self.args.average_tokens_across_devices or count is None:
-            slicer = BatchSlicer(self._loss_shifts_labels)
-            count = slicer.weight(batch) * self.accelerator.num_processes
+        count = BatchSlicer(self._loss_shifts_labels).weight(batch) * self._ranks_counted()
         return torch.as_tensor(count, device=self.args.device).clamp(min=1)
+
+    def _ranks_counted(self) -> int:
+        """Return by what Trainer multiplies a loss whose items it has counted on all ranks."""
+        return self.accelerator.num_processes if self.args.average_tokens_across_devices else 1
 
     def _backward_drawn(self, model: nn.Module, batch: Batch) -> Tensor:
         """Run forward and backward of a drawn example, without dropout and with the running
@@ -379,7 +378,7 @@ class SAMMixin(Behind):
         if self.compute_loss_func is not None and self._honours is False and model.training:
             loss = loss / self.current_gradient_accumulation_steps  # which Trainer will not do
         if now.share is not None:
-            loss = loss * now.share
+            loss = (loss * now.share).to(loss)
         return (loss, outputs) if return_outputs else loss
 
     def _per_example(self, outputs: Any, labels: Any) -> Tensor:
@@ -417,6 +416,9 @@ class SAMMixin(Behind):
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """Write the card as the class behind, with a tag and a section that names the method."""
+        if isinstance(self._method, Plain):
+            super().create_model_card(*args, **kwargs)
+            return
         tags = kwargs.get("tags")
         tags = [tags] if isinstance(tags, str) else list(tags or [])
         kwargs["tags"] = [*tags, *(t for t in ("hf_sam",) if t not in tags)]

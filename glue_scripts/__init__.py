@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Fine-tune text classifiers on GLUE, with or without SAM."""

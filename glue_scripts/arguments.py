@@ -1,0 +1,324 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The arguments of run_glue.py, from the command line and from one YAML or JSON file."""
+
+import difflib
+import json
+from argparse import Action, ArgumentError
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NoReturn
+
+from transformers.hf_argparser import HfArgumentParser, string_to_bool
+
+from hf_sam import SAMTrainingArguments
+
+MAX_SAMPLES = ("max_train_samples", "max_eval_samples", "max_predict_samples")
+ARGUMENT_FILES = (".yaml", ".yml", ".json")
+
+
+class InputError(ValueError):
+    """What the user gave cannot be used; the message says what, why and the remedy."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """One classification or regression task over one or two texts.
+
+    Attributes:
+        name: key in `TASKS`, or None for a task that was read off the user's own files.
+        keys: the columns that hold the texts.
+        labels: names of the classes in the order of their ids; empty for regression.
+        bounds: smallest and largest label of a regression task.
+    """
+
+    name: str | None
+    keys: tuple[str, ...]
+    labels: tuple[str, ...] = ()
+    bounds: tuple[float, float] = (float("-inf"), float("inf"))
+
+    @property
+    def is_regression(self) -> bool:
+        """Whether the labels are numbers instead of classes."""
+        return not self.labels
+
+    @property
+    def num_labels(self) -> int:
+        """Number of outputs of the model's head."""
+        return max(len(self.labels), 1)
+
+
+TASKS: dict[str, Task] = {
+    str(task.name): task
+    for task in (
+        Task("cola", ("sentence",), ("unacceptable", "acceptable")),
+        Task("mnli", ("premise", "hypothesis"), ("entailment", "neutral", "contradiction")),
+        Task("mrpc", ("sentence1", "sentence2"), ("not_equivalent", "equivalent")),
+        Task("qnli", ("question", "sentence"), ("entailment", "not_entailment")),
+        Task("qqp", ("question1", "question2"), ("not_duplicate", "duplicate")),
+        Task("rte", ("sentence1", "sentence2"), ("entailment", "not_entailment")),
+        Task("sst2", ("sentence",), ("negative", "positive")),
+        Task("stsb", ("sentence1", "sentence2"), bounds=(0.0, 5.0)),
+        Task("wnli", ("sentence1", "sentence2"), ("not_entailment", "entailment")),
+    )
+}
+
+
+def nearest(word: str, choices: Iterable[str]) -> str:
+    """Return "; did you mean 'x'?" for the choice nearest to `word`, or nothing."""
+    found = difflib.get_close_matches(word, list(choices), n=1, cutoff=0.5)
+    return f"; did you mean {found[0]!r}?" if found else ""
+
+
+@dataclass
+class ModelArguments:
+    """Which model, configuration and tokenizer to start from, and whether to train adapters."""
+
+    model_name_or_path: str = field(
+        metadata={"help": "Folder with a pretrained model, or its id on the Hub."}
+    )
+    config_name: str | None = field(
+        default=None, metadata={"help": "Configuration, if it is not the model's own."}
+    )
+    tokenizer_name: str | None = field(
+        default=None, metadata={"help": "Tokenizer, if it is not the model's own."}
+    )
+    cache_dir: str | None = field(
+        default=None, metadata={"help": "Where to keep what is downloaded or prepared."}
+    )
+    use_fast_tokenizer: bool = field(
+        default=True, metadata={"help": "Use a tokenizer backed by the tokenizers library."}
+    )
+    model_revision: str = field(
+        default="main", metadata={"help": "Branch, tag or commit of the model on the Hub."}
+    )
+    token: str | None = field(
+        default=None, metadata={"help": "Hub token; default: the one that `hf auth login` stored."}
+    )
+    trust_remote_code: bool = field(
+        default=False, metadata={"help": "Run model code from the Hub. Read that code first."}
+    )
+    ignore_mismatched_sizes: bool = field(
+        default=False,
+        metadata={"help": "Replace weights whose shape does not fit (another number of labels)."},
+    )
+    use_peft: bool = field(
+        default=False, metadata={"help": "Train LoRA adapters and the head instead of all weights."}
+    )
+    lora_r: int = field(default=8, metadata={"help": "Rank of the LoRA adapters."})
+    lora_alpha: int = field(
+        default=16, metadata={"help": "LoRA's scale: an update is multiplied by alpha / r."}
+    )
+    lora_dropout: float = field(default=0.0, metadata={"help": "Dropout before the adapters."})
+    lora_target_modules: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "Modules that get an adapter, by the end of their names (query value), or "
+            "all-linear; default: peft's choice for the model."
+        },
+    )
+
+    def __post_init__(self) -> None:
+        """Check what no type can say."""
+        if self.lora_r < 1:
+            raise InputError(f"--lora_r {self.lora_r}: the rank must be at least 1")
+        if not 0 <= self.lora_dropout < 1:
+            raise InputError(f"--lora_dropout {self.lora_dropout}: must be in [0, 1)")
+
+
+@dataclass
+class DataTrainingArguments:
+    """Which data to train and evaluate on, and how it is prepared."""
+
+    task_name: str | None = field(
+        default=None, metadata={"help": "GLUE task: " + ", ".join(TASKS) + "."}
+    )
+    dataset_name: str | None = field(
+        default=None, metadata={"help": "Another dataset of the Hub with a `label` column."}
+    )
+    dataset_config_name: str | None = field(
+        default=None, metadata={"help": "Configuration of that dataset."}
+    )
+    data_dir: str | None = field(
+        default=None, metadata={"help": "Folder with <task>/<split>.parquet, instead of the Hub."}
+    )
+    train_file: str | None = field(
+        default=None, metadata={"help": "Training data: .csv, .tsv, .json, .jsonl or .parquet."}
+    )
+    validation_file: str | None = field(
+        default=None, metadata={"help": "Validation data, in the same formats."}
+    )
+    test_file: str | None = field(
+        default=None, metadata={"help": "Data for --do_predict, in the same formats."}
+    )
+    max_seq_length: int = field(
+        default=128, metadata={"help": "Longer inputs are cut to this number of tokens."}
+    )
+    pad_to_max_length: bool = field(
+        default=True,
+        metadata={"help": "Pad to max_seq_length; if false, to the longest input of each batch."},
+    )
+    overwrite_cache: bool = field(
+        default=False, metadata={"help": "Tokenize again instead of using the cached result."}
+    )
+    max_train_samples: int | None = field(
+        default=None, metadata={"help": "Use only the first examples of the training set."}
+    )
+    max_eval_samples: int | None = field(
+        default=None, metadata={"help": "Use only the first examples of each validation set."}
+    )
+    max_predict_samples: int | None = field(
+        default=None, metadata={"help": "Use only the first examples of each test set."}
+    )
+
+    def __post_init__(self) -> None:
+        """Check the task, the source and the limits."""
+        if self.task_name is not None:
+            self.task_name = self.task_name.lower()
+            if self.task_name not in TASKS:
+                raise InputError(
+                    f"--task_name {self.task_name}: unknown task{nearest(self.task_name, TASKS)} "
+                    f"Tasks: {', '.join(TASKS)}"
+                )
+        self._check_source()
+        for name in ("max_seq_length", *MAX_SAMPLES):
+            self._check_positive(name)
+
+    def _check_source(self) -> None:
+        files = (self.train_file, self.validation_file, self.test_file)
+        if self.data_dir is not None and self.task_name is None:
+            raise InputError(
+                f"--data_dir {self.data_dir} holds one folder per GLUE task: say which with "
+                "--task_name, or name files with --train_file and --validation_file"
+            )
+        if self.task_name is not None and self.dataset_name is not None:
+            raise InputError(
+                f"--task_name {self.task_name} and --dataset_name {self.dataset_name}: give one"
+            )
+        if self.task_name is None and self.dataset_name is None and not any(files):
+            raise InputError(
+                "no data: give --task_name (a GLUE task), --dataset_name, or "
+                "--train_file and --validation_file"
+            )
+
+    def _check_positive(self, name: str) -> None:
+        value = getattr(self, name)
+        if value is not None and value < 1:
+            raise InputError(f"--{name} {value}: must be at least 1")
+
+
+class GlueArgumentParser(HfArgumentParser):
+    """HfArgumentParser whose errors are one line each, without pages of usage."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise an InputError."""
+        raise InputError(f"{message} (--help lists all arguments)")
+
+
+Arguments = tuple[ModelArguments, DataTrainingArguments, SAMTrainingArguments]
+
+
+def parse_arguments(argv: Sequence[str]) -> Arguments:
+    """Parse `[FILE] [--flag value ...]`; flags override the YAML or JSON file.
+
+    Raises:
+        InputError: an unknown name, a value of the wrong kind, or a combination that is refused.
+    """
+    parser = GlueArgumentParser(
+        (ModelArguments, DataTrainingArguments, SAMTrainingArguments),
+        prog="run_glue.py",
+        usage="%(prog)s [ARGUMENTS.yaml | ARGUMENTS.json] [--flag value ...]",
+        description="Fine-tune a text classifier on a GLUE task, with or without SAM.",
+        allow_abbrev=False,
+    )
+    for action in parser._actions:
+        if action.dest == "include_num_input_tokens_seen":  # a bool or a word, for transformers
+            action.type = _word_or_bool
+    flags = list(argv)
+    if flags and not flags[0].startswith("-"):
+        flags = _apply_file(parser, Path(flags[0])) + flags[1:]
+    _, unknown = parser.parse_known_args(flags)
+    if unknown:
+        parser.error(_unknown(unknown[0], parser))
+    try:
+        parsed: Any = parser.parse_args_into_dataclasses(flags, look_for_args_file=False)
+        model_args, data_args, args = parsed
+        return model_args, data_args, args
+    except InputError:
+        raise
+    except ValueError as error:
+        raise InputError(str(error)) from error
+
+
+def _word_or_bool(text: str) -> str | bool:
+    return text if text in ("all", "non_padding") else string_to_bool(text)
+
+
+def _unknown(word: str, parser: GlueArgumentParser) -> str:
+    options = [option for option in parser._option_string_actions if option.startswith("--")]
+    return f"unknown argument {word!r}{nearest(word.split('=')[0], options)}"
+
+
+def _apply_file(parser: GlueArgumentParser, path: Path) -> list[str]:
+    """Turn a file of arguments into flags; what no flag can say becomes a default."""
+    actions = {action.dest: action for action in parser._actions}
+    flags = []
+    for key, value in _read_file(path).items():
+        name = str(key).replace("-", "_")
+        if name not in actions:
+            raise InputError(f"{path}: unknown argument {key!r}{nearest(name, actions)}")
+        action = actions[name]
+        if isinstance(value, list) and action.nargs == "+":
+            parser.set_defaults(**{name: _items(parser, action, value, path)})
+        elif value is None or isinstance(value, dict | list):
+            parser.set_defaults(**{name: value})
+        else:
+            flags.append(f"--{name}={_as_text(value, action)}")
+    return flags
+
+
+def _items(parser: GlueArgumentParser, action: Action, values: list[Any], path: Path) -> list[Any]:
+    try:
+        return [parser._get_value(action, str(value)) for value in values]
+    except ArgumentError as error:
+        raise InputError(f"{path}: {error}") from error
+
+
+def _as_text(value: Any, action: Action) -> str:
+    if isinstance(value, bool) and action.type is not string_to_bool:
+        return "yes" if value else "no"  # YAML reads `eval_strategy: no` as false
+    return str(value)
+
+
+def _read_file(path: Path) -> dict[str, Any]:
+    if path.suffix.lower() not in ARGUMENT_FILES:
+        raise InputError(
+            f"{path}: the first argument may be a file of arguments ({', '.join(ARGUMENT_FILES)}); "
+            "everything else starts with --"
+        )
+    if not path.is_file():
+        raise InputError(f"{path}: there is no such file of arguments")
+    text = path.read_text(encoding="utf-8")
+    if path.suffix.lower() == ".json":
+        values = _json(text, path)
+    else:
+        values = _yaml(text, path)
+    if not isinstance(values, dict):
+        raise InputError(f"{path}: must hold one mapping of argument names to values")
+    return values
+
+
+def _json(text: str, path: Path) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise InputError(f"{path}: not valid JSON: {error}") from error
+
+
+def _yaml(text: str, path: Path) -> Any:
+    import yaml
+
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise InputError(f"{path}: not valid YAML: {error}") from error

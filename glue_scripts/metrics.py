@@ -1,0 +1,71 @@
+# SPDX-License-Identifier: Apache-2.0
+"""GLUE's own metrics, from the Hub's module or from the equal one in this folder."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from glue_scripts.arguments import Task
+
+if TYPE_CHECKING:
+    from evaluate import EvaluationModule
+    from transformers import EvalPrediction
+
+logger = logging.getLogger(__name__)
+
+LOCAL_MODULE = Path(__file__).parent / "metric_modules" / "glue" / "glue.py"
+
+
+def load_metric(task_name: str) -> EvaluationModule:
+    """Load GLUE's metric for a task through `evaluate`, offline from the local module."""
+    import evaluate
+    from huggingface_hub import is_offline_mode
+
+    if not is_offline_mode():  # `evaluate` itself does not look at HF_HUB_OFFLINE
+        try:
+            return evaluate.load("glue", task_name, keep_in_memory=True)
+        except Exception as error:  # the libraries below have many names for no connection
+            logger.info("the Hub's metric module cannot be had (%s): using the local one", error)
+    return evaluate.load(str(LOCAL_MODULE), task_name, keep_in_memory=True)
+
+
+def predicted(outputs: np.ndarray | tuple[np.ndarray, ...], task: Task) -> np.ndarray:
+    """Turn a model's outputs, logits of shape (B, C), into classes or numbers of shape (B,)."""
+    logits = outputs[0] if isinstance(outputs, tuple) else outputs
+    return logits[:, 0] if task.is_regression else np.argmax(logits, axis=1)
+
+
+def metric_function(task: Task, order: list[int]) -> Callable[[EvalPrediction], dict[str, float]]:
+    """Build Trainer's `compute_metrics`; several scores also give their mean, `combined_score`.
+
+    Args:
+        task: GLUE's, or one of the user's own (accuracy, or the mean squared error).
+        order: id of a class in the task -> id in the model; F1 needs the task's own.
+    """
+    metric = load_metric(task.name) if task.name is not None else None
+    back = np.argsort(order)
+
+    def compute(evaluation: EvalPrediction) -> dict[str, float]:
+        predictions = predicted(evaluation.predictions, task)
+        labels = np.asarray(evaluation.label_ids)
+        if not task.is_regression:
+            predictions, labels = back[predictions], back[labels]
+        if metric is None:
+            return _own_score(task, predictions, labels)
+        scores = metric.compute(predictions=predictions, references=labels)
+        if len(scores) > 1:
+            scores["combined_score"] = float(np.mean(list(scores.values())))
+        return scores
+
+    return compute
+
+
+def _own_score(task: Task, predictions: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+    if task.is_regression:
+        return {"mse": float(np.mean((predictions - labels) ** 2))}
+    return {"accuracy": float(np.mean(predictions == labels))}
