@@ -86,6 +86,7 @@ IRREGULAR_PAST = {"sleep": "slept", "weep": "wept", "hurt": "hurt"}
 SAME_VERB = {"help": "assist", "watch": "observe", "follow": "pursue", "greet": "welcome"}
 SAME_VERB |= {"push": "shove", "clean": "wash", "lift": "raise", "rest": "relax", "shout": "yell"}
 EXCLUDED_VERB = {"help": "hurt", "follow": "avoid", "push": "pull", "clean": "soil"}
+EXCLUDED_VERB |= {"admire": "despise", "greet": "ignore", "watch": "overlook", "visit": "avoid"}
 EXCLUDED_VERB |= {
     "lift": "lower",
     "sleep": "jump",
@@ -223,7 +224,7 @@ def _sentence(words: Iterable[str]) -> str:
     return " ".join([*words, "."])
 
 
-def _draw_phrase(random: Random, nouns: Sequence[str], adjective: float = 0.3) -> NounPhrase:
+def _draw_phrase(random: Random, nouns: Sequence[str], adjective: float = 0.5) -> NounPhrase:
     """A noun phrase with "the", and an adjective with the given probability."""
     chosen = random.choice(list(OPPOSITE)) if random.random() < adjective else None
     return NounPhrase(random.choice(nouns), random.random() < 0.5, "the", chosen)
@@ -341,20 +342,28 @@ def _with_synonyms(clause: Clause) -> Clause:
 def _change_meaning(random: Random, clause: Clause, genre: Genre) -> Clause:
     """One change that makes the clause say something else."""
     subject, target = clause.subject, clause.object
-    changes = [
-        replace(clause, negated=not clause.negated),
+    grammatical = [
         replace(clause, tense=_other(random, TENSES, clause.tense)),
         replace(clause, subject=replace(subject, plural=not subject.plural)),
+    ]
+    if target and clause.verb in ON_ANIMATE:
+        grammatical.append(replace(clause, subject=target, object=subject))
+    changes = [
+        random.choice(grammatical),
+        replace(clause, negated=not clause.negated),
         replace(clause, place=_other(random, genre.places, clause.place)),
     ]
     if clause.verb in EXCLUDED_VERB:
         changes.append(replace(clause, verb=EXCLUDED_VERB[clause.verb]))
     if subject.adjective:
-        opposite = replace(subject, adjective=OPPOSITE[subject.adjective])
-        changes.append(replace(clause, subject=opposite))
-    if target and clause.verb in ON_ANIMATE:
-        changes.append(replace(clause, subject=target, object=subject))
+        changes.append(replace(clause, subject=_opposite(subject)))
+    if target and target.adjective:
+        changes.append(replace(clause, object=_opposite(target)))
     return random.choice(changes)
+
+
+def _opposite(phrase: NounPhrase) -> NounPhrase:
+    return replace(phrase, adjective=OPPOSITE[phrase.adjective or ""])
 
 
 def _paraphrase(random: Random, genre: Genre) -> Example:

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -13,10 +12,13 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from .engine.perturbation import Perturbation
+from .engine.perturbation import Perturbation, Support
 from .engine.sharding import Engine
-from .engine.slicing import contiguous_groups, examples, take, weight
-from .vector import Vector
+from .engine.slicing import beginning, contiguous_groups, examples, ratio, take, weight
+from .vector import Scalar, Vector
+
+Piece = tuple[int, Tensor | slice | None]
+"""Number of a micro-batch, and which of its examples; None: all of it, uncut."""
 
 
 class Backward(Protocol):
@@ -55,6 +57,37 @@ class Progress:
     def fraction(self) -> float:
         """Share of the run that is done, 0 to 1."""
         return self.step / max(self.total, 1)
+
+
+class Masked(Vector):
+    """A vector whose entries are zero outside of supports, where the weights then need no snapshot.
+
+    What may put something else there makes it an ordinary vector.
+
+    Attributes:
+        supports: per parameter, where the entry may differ from zero; None: everywhere.
+    """
+
+    __slots__ = ("supports",)
+
+    def __init__(self, vector: Vector, supports: Sequence[Support | None]) -> None:
+        super().__init__(vector, vector.total)
+        self.supports: Sequence[Support | None] | None = supports
+
+    def add_(self, other: Vector, scale: Scalar = 1.0) -> Vector:
+        """See `Vector.add_`."""
+        self.supports = None
+        return super().add_(other, scale)
+
+    def where_(self, ok: Tensor, other: Vector | None = None) -> Vector:
+        """See `Vector.where_`."""
+        self.supports = None
+        return super().where_(ok, other)
+
+    def changed(self) -> Vector:
+        """See `Vector.changed`."""
+        self.supports = None
+        return super().changed()
 
 
 class Landscape:
@@ -161,7 +194,7 @@ class Landscape:
             vector = vector.keep(only)
         if how.averaged:
             vector = self.together(vector)
-        if self._here is None and only is None and how.shared:
+        if self._here is None and only is None and fraction == 1.0 and how.shared:
             self._here = [t is not None for t in vector]
         vector = vector if self._here is None else vector.keep(self._here)
         self._read(loss, vector, comparable=fraction == 1.0)
@@ -191,6 +224,7 @@ class Landscape:
                 "this Landscape was built without `per_example`: pass a function batch -> losses "
                 "of shape (B,)"
             )
+        self.on_phase("descent" if self._aside else "ascent")
         with self._replay():
             return [self.per_example(batch) for batch in self.batches]
 
@@ -253,26 +287,24 @@ class Landscape:
 
     def _beginnings(self, fraction: float) -> Landscape:
         sizes = [self.slicer.size(batch) for batch in self.batches]
-        return self._part([(i, slice(0, math.ceil(fraction * n))) for i, n in enumerate(sizes)])
+        return self._part([(i, beginning(n, fraction)) for i, n in enumerate(sizes)])
 
-    def _part(self, pieces: Sequence[tuple[int, Tensor | slice]]) -> Landscape:
-        """Return this update's loss on the pieces (micro-batch, examples), scaled up to this
-        Landscape's whole share.
-        """
+    def _part(self, pieces: Sequence[Piece]) -> Landscape:
+        """Return this update's loss on the pieces, scaled up to this Landscape's whole share."""
         part = copy.copy(self)
         part.batches = [self.slicer.take(self.batches[i], index) for i, index in pieces]
         weights = self._weights_of(pieces, part.batches)
         whole, kept = sum(self.shares), sum(weights)
-        part.shares = [w * whole / kept for w in weights]
+        part.shares = [w * ratio(whole, kept) for w in weights]
         return part
 
-    def _weights_of(self, pieces: Sequence[tuple[int, Any]], batches: Sequence[Any]) -> list[Any]:
+    def _weights_of(self, pieces: Sequence[Piece], batches: Sequence[Any]) -> list[Any]:
         """Return the share of each piece in this Landscape: its micro-batch's, by examples or
         labelled tokens.
         """
         of = self.slicer.weight
         return [
-            self.shares[i] * (of(batch) / _at_least_one(of(self.batches[i])))
+            self.shares[i] * ratio(of(batch), of(self.batches[i]))
             for (i, _), batch in zip(pieces, batches, strict=True)
         ]
 
@@ -290,17 +322,11 @@ class Landscape:
                 over ranks by `together`; otherwise each pass of a group is averaged over ranks by
                 itself.
         """
-        sizes = [self.slicer.size(batch) for batch in self.batches]
-        cut = (
-            [[(i, slice(0, n))] for i, n in enumerate(sizes)]
-            if groups is None
-            else contiguous_groups(sizes, groups)
-        )
         done: list[tuple[Any, Landscape]] = []
-        for pieces in cut:
+        for pieces in self._cut(groups):
             part = self._part(pieces)
             share = sum(self._weights_of(pieces, part.batches))
-            part.shares = [s / sum(self.shares) for s in part.shares]
+            part.shares = [ratio(s, sum(self.shares)) for s in part.shares]
             part._replay, part._aside, part.readings = self.engine.replay.fresh(), [], {}
             part.loss, part._here, part._peeked = None, None, None
             part._averaged = "caller" if descent_only else "itself"
@@ -308,9 +334,15 @@ class Landscape:
             done.append((share, part))
         self._merge(done)
 
+    def _cut(self, groups: int | None) -> list[list[Piece]]:
+        if groups is None:
+            return [[(i, None)] for i in range(len(self.batches))]
+        sizes = [self.slicer.size(batch) for batch in self.batches]
+        return list(map(list, contiguous_groups(sizes, groups)))
+
     def _merge(self, done: list[tuple[Any, Landscape]]) -> None:
         """Take over the groups' loss and readings."""
-        self.loss = sum(share * part.loss for share, part in done)
+        self.loss = sum((share * part.loss).to(part.loss) for share, part in done)
         whole = sum(share for share, _ in done)
         for name in {name for _, part in done for name in part.readings} - {"skipped"}:
             parts = [(share, part.readings[name]) for share, part in done if name in part.readings]
@@ -350,7 +382,10 @@ class Landscape:
         if "grad_cosine" not in self.readings:
             self.readings["perturbation_norm"] = torch.where(ok, size, torch.zeros_like(size))
         self.engine.before_perturbing(self.params, eps)
-        with Perturbation(self.params, eps, ok) as aside:
+        supports = eps.supports if isinstance(eps, Masked) else None
+        perturbation = Perturbation(self.params, eps, ok, supports)
+        eps.tensors.clear()  # a caller that still holds it keeps nothing alive
+        with perturbation as aside:
             self._aside.append(aside)
             try:
                 yield
@@ -390,8 +425,8 @@ class Cutter(Protocol):
         """Return what the batch's mean loss is a mean over: labelled tokens or examples."""
         ...
 
-    def take(self, batch: Any, index: Tensor | slice) -> Any:
-        """Return the batch of the chosen examples."""
+    def take(self, batch: Any, index: Tensor | slice | None) -> Any:
+        """Return the batch of the chosen examples, of all for None."""
         ...
 
 
@@ -408,13 +443,9 @@ class Slicer:
         """Return what the batch's mean loss is a mean over: labelled tokens or examples."""
         return weight(batch)
 
-    def take(self, batch: Any, index: Tensor | slice) -> Any:
-        """Return the batch of the chosen examples."""
-        return take(batch, index)
-
-
-def _at_least_one(count: Any) -> Any:
-    return count.clamp(min=1) if isinstance(count, Tensor) else max(count, 1)
+    def take(self, batch: Any, index: Tensor | slice | None) -> Any:
+        """Return the batch of the chosen examples, of all for None."""
+        return batch if index is None else take(batch, index)
 
 
 def _by_examples(batches: Sequence[Any]) -> list[float]:

@@ -20,13 +20,22 @@ from transformers.trainer_utils import has_length
 
 from . import __version__
 from .arguments import build_method, main_method, option
+from .callbacks.memory import MemoryCallback
 from .engine.checkpoint import load_state, save_state
 from .engine.per_example import per_example_losses
 from .engine.replay import Replay, norm_buffers
 from .engine.scaling import honours_num_items
 from .engine.sharding import AcceleratedEngine
 from .engine.support import check_ascent_sync, check_engine, check_optimizer
-from .engine.window import Batch, BatchSlicer, Window, check_cuttable, draw, natural_shares
+from .engine.window import (
+    Batch,
+    BatchSlicer,
+    Window,
+    check_cuttable,
+    check_drawable,
+    draw,
+    natural_shares,
+)
 from .landscape import Landscape, Progress
 from .methods import Method, Plain
 from .parts.where import choose
@@ -92,6 +101,7 @@ class SAMMixin(Behind):
         self.current_gradient_accumulation_steps = 1
         self._readings = Readings()
         self._pending_readings: dict[str, float] = {}
+        self._memory: MemoryCallback | None = None
         super().__init__(*args, **kwargs)
         self._method = build_method(self.args, sam)
         check_engine(self)
@@ -124,6 +134,7 @@ class SAMMixin(Behind):
             max_steps, train_dataloader, resume_from_checkpoint
         )
         check_optimizer(self.optimizer, self.args)
+        self._memory = self._memory_callback()
         self._params = [p for group in self.optimizer.param_groups for p in group["params"]]
         names = {id(p): name for name, p in self.model.named_parameters()}
         self._names = [names.get(id(p), f"optimizer.{i}") for i, p in enumerate(self._params)]
@@ -139,14 +150,52 @@ class SAMMixin(Behind):
         )
         batches = len(loader) if has_length(loader) else None
         self._per_epoch = batches and math.ceil(batches / self.args.gradient_accumulation_steps)
-        if self._method.cuts:
-            check_cuttable(self, self._method.describe()["name"])
+        self._check_data_needs(loader)
+        self._say_groups()
         if resume_from_checkpoint is not None:
             described = self._method.describe()
             self._method.load_state_dict(
                 load_state(resume_from_checkpoint, described, self._names, self._params)
             )
         return model, loader
+
+    def _check_data_needs(self, loader: Any) -> None:
+        """Refuse a method that cannot have of the data what it wants."""
+        method, name = self._method, self._method.describe()["name"]
+        if method.cuts:
+            check_cuttable(self, name)
+        if any(part.draws for part in method.walk()):
+            check_drawable(loader, name)
+        own = self.compute_loss_func is not None and self._per_example_loss_func is None
+        if method.wants_losses and own:
+            raise ValueError(
+                f"{name} compares the losses of single examples, which compute_loss_func does not "
+                "give: give SAMTrainer(per_example_loss_func=f), too, with f(outputs, labels) -> "
+                "losses of shape (B,)"
+            )
+
+    def _say_groups(self) -> None:
+        """Log into how many groups, each with a perturbation of its own, an update's examples
+        fall.
+        """
+        steps, ranks = self.args.gradient_accumulation_steps, self.accelerator.num_processes
+        own, apart = self._method.perturbations(steps), ranks if self._engine.local_ascent else 1
+        if own * apart > 1 and self.accelerator.is_main_process:
+            logger.info(
+                f"{self._method.describe()['name']} perturbs {own * apart} groups of an update's "
+                f"examples each for itself: {own} on each of {apart} ranks, cut from {steps} "
+                "micro-batches in a row."
+            )
+
+    def _memory_callback(self) -> MemoryCallback | None:
+        """Return the user's, or the one that `sam_track_memory` asks for."""
+        for callback in self.callback_handler.callbacks:
+            if isinstance(callback, MemoryCallback):
+                return callback
+        if not option(self.args, "sam_track_memory"):
+            return None
+        self.add_callback(MemoryCallback())
+        return self._memory_callback()
 
     def _warn_never(self, total: int) -> None:
         when = self._method.when
@@ -243,6 +292,7 @@ class SAMMixin(Behind):
             sample=partial(draw, self),
             slicer=slicer,
             engine=self._engine,
+            on_phase=self._memory.announce if self._memory is not None else None,
         )
 
     def _backward(
@@ -383,14 +433,15 @@ class SAMMixin(Behind):
 
     def _per_example(self, outputs: Any, labels: Any) -> Tensor:
         if self._per_example_loss_func is not None:
-            return self._per_example_loss_func(outputs, labels).detach()
-        if self.compute_loss_func is not None:
+            losses = self._per_example_loss_func(outputs, labels)
+            if isinstance(losses, Tensor) and losses.ndim == 1:
+                return losses.detach()
+            found = tuple(losses.shape) if isinstance(losses, Tensor) else type(losses).__name__
             raise ValueError(
-                "the loss of single examples is unknown beside compute_loss_func: give SAMTrainer("
-                "per_example_loss_func=f) with f(outputs, labels) -> losses of shape (B,)"
+                f"per_example_loss_func returned {found}; it must return losses of shape (B,)"
             )
         smoothing = self.label_smoother.epsilon if self.label_smoother is not None else 0.0
-        shifted, config = self._loss_shifts_labels, self.model.config
+        shifted, config = self._loss_shifts_labels, getattr(self.model, "config", None)
         return per_example_losses(outputs, labels, config, shifted=shifted, smoothing=smoothing)
 
     # -- logs, checkpoints, cards ---------------------------------------------------------------
@@ -403,9 +454,11 @@ class SAMMixin(Behind):
         self._pending_readings = {}
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        """Log as the class behind, the training log with the `sam/` readings."""
+        """Log as the class behind, the training log with the `sam/` and `memory/` readings."""
         if "loss" in logs:
             logs.update(self._pending_readings)
+        if self._memory is not None:
+            self._memory.add_to(logs)
         super().log(logs, *args, **kwargs)
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:

@@ -17,6 +17,7 @@ class Case:
         passes: forward-backward passes of update number `step` (from 0) of `total`.
         options: beside rho, where the law should not take the defaults.
         extra_p: peak memory beyond the plain Trainer, in copies of the trainable parameters.
+        mask_p: the same for an update that makes a new mask.
         rho_zero: what makes it the plain Trainer (law 2).
         rho_zero_exact: bit for bit, or to 1e-6 where architecture.md names an exception.
         batch_coupled: draws or selects examples, so accumulation is visible (law 3).
@@ -28,6 +29,7 @@ class Case:
     passes: Callable[[int, int], int]
     options: dict[str, Any] = field(default_factory=dict)
     extra_p: float = 1.0
+    mask_p: float | None = None
     rho_zero: dict[str, Any] = field(default_factory=lambda: {"rho": 0.0})
     rho_zero_exact: bool = True
     batch_coupled: bool = False
@@ -46,9 +48,11 @@ CASES = [
         "ssam_f",
         passes=lambda step, total: 2 if step % 5 else 6,
         options={"fisher_samples": 4},
+        extra_p=0.75,
+        mask_p=2.0,
         stateful=True,
     ),
-    Case("ssam_d", passes=lambda step, total: 2, stateful=True),
+    Case("ssam_d", passes=lambda step, total: 2, extra_p=0.75, mask_p=1.25, stateful=True),
     Case(  # two backward passes per group, each of half the examples
         "msam",
         passes=lambda step, total: 4,

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -10,6 +11,12 @@ from torch import Tensor
 from torch.nn import functional
 
 from .slicing import IGNORED
+
+NUMBERS: dict[str | None, Callable[..., Tensor]] = {
+    "regression": functional.mse_loss,
+    "multi_label_classification": functional.binary_cross_entropy_with_logits,
+}
+"""The losses of labels that are numbers, by a model's `problem_type`."""
 
 
 def per_example_losses(
@@ -36,7 +43,7 @@ def per_example_losses(
     Raises:
         ValueError: a loss of another kind.
     """
-    logits = outputs.get("logits") if isinstance(outputs, dict) else outputs[1]
+    logits = _logits(outputs)
     if not isinstance(labels, Tensor) or not isinstance(logits, Tensor):
         raise ValueError(_unknown(labels, logits))
     logits = (
@@ -44,16 +51,11 @@ def per_example_losses(
         if logits.dtype in (torch.float16, torch.bfloat16)
         else logits.detach()
     )
-    if labels.is_floating_point():
-        return _float_labels(logits, labels, config)
-    if (
-        labels.ndim == 1
-        and logits.ndim == 2
-        and getattr(config, "problem_type", None) != "regression"
-    ):
-        if logits.shape[1] == 1:
-            return (logits.squeeze(1) - labels).square()
-        return _tokens(logits, labels, smoothing)
+    kind = getattr(config, "problem_type", None)
+    if kind == "regression" or labels.is_floating_point():
+        return _numbers(logits, labels, kind)
+    if logits.ndim == 2 and labels.numel() == len(logits):
+        return _tokens(logits, labels.flatten(), smoothing)
     if labels.ndim == 2 and logits.ndim == 3:
         if shifted:
             logits, labels = logits[:, :-1], labels[:, 1:]
@@ -69,21 +71,20 @@ def _tokens(logits: Tensor, labels: Tensor, smoothing: float) -> Tensor:
     )
 
 
-def _float_labels(logits: Tensor, labels: Tensor, config: Any) -> Tensor:
-    """Return multi-label or squared losses (B,)."""
-    kind = getattr(config, "problem_type", None)
-    regression = kind == "regression" or (kind is None and logits[0].numel() == 1)
-    if not regression and kind not in (None, "multi_label_classification"):
+def _numbers(logits: Tensor, labels: Tensor, kind: str | None) -> Tensor:
+    """Return squared or multi-label losses (B,); the model has written down which in `kind`."""
+    if logits.numel() != labels.numel() or kind not in NUMBERS:
         raise ValueError(_unknown(labels, logits))
-    target = labels.view_as(logits).to(logits.dtype)
-    if regression:
-        return (logits - target).square().flatten(1).mean(1)
-    return (
-        functional
-        .binary_cross_entropy_with_logits(logits, target, reduction="none")
-        .flatten(1)
-        .mean(1)
-    )
+    losses = NUMBERS[kind](logits, labels.view_as(logits).to(logits.dtype), reduction="none")
+    return losses.flatten(1).mean(1) if losses.ndim > 1 else losses
+
+
+def _logits(outputs: Any) -> Any:
+    """Return the logits of a model output, or of a tuple, in which a loss may come first."""
+    if isinstance(outputs, dict):
+        return outputs.get("logits")
+    first = outputs[0]
+    return outputs[1] if isinstance(first, Tensor) and first.ndim == 0 else first
 
 
 def _unknown(labels: Any, logits: Any) -> str:

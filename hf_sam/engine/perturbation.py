@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from types import TracebackType
 
 import torch
@@ -15,35 +16,89 @@ largest tensor.
 """
 
 
+@dataclass(frozen=True)
+class Support:
+    """Where a tensor may differ from zero.
+
+    Attributes:
+        mask: bool, of the tensor's shape.
+        counts: how many are true in each `CHUNK` elements, so that nobody has to ask the device.
+    """
+
+    mask: Tensor
+    counts: list[int]
+
+    @classmethod
+    def of(cls, mask: Tensor) -> Support:
+        """Return the support with its counts, by one look at the device."""
+        pieces = mask.flatten().split(CHUNK)
+        return cls(mask, torch.stack([piece.count_nonzero() for piece in pieces]).tolist())
+
+    def pieces(self, *tensors: Tensor) -> Iterator[tuple[Tensor, int, list[Tensor]]]:
+        """Yield (mask, its count, the tensors' elements), `CHUNK` elements at a time."""
+        flat = [t.flatten().split(CHUNK) for t in (self.mask, *tensors)]
+        for count, mask, *elements in zip(self.counts, *flat, strict=True):
+            yield mask, count, elements
+
+
 class Perturbation:
     """A context in which `w + eps` stands in the parameters; leaving it restores `w` bitwise,
     whatever happened.
 
     The tensors of `eps` are consumed: each becomes the snapshot of its parameter, so that stepping
-    aside needs no storage beyond `eps` itself. Where `ok` (a `()` bool tensor) is false the
-    parameters stay as they are; this needs no host synchronisation. Parameters with a `None` entry
-    are never touched.
+    aside needs no storage beyond `eps` itself. A tensor with a support is exchanged for a snapshot
+    of the elements inside it, and no other element moves. Where `ok` (a `()` bool tensor) is false
+    the parameters stay as they are; this needs no host synchronisation. Parameters with a `None`
+    entry are never touched.
     """
 
-    def __init__(self, params: Sequence[Tensor], eps: Sequence[Tensor | None], ok: Tensor) -> None:
-        self._pairs = [(p, e) for p, e in zip(params, eps, strict=True) if e is not None]
+    def __init__(
+        self,
+        params: Sequence[Tensor],
+        eps: Sequence[Tensor | None],
+        ok: Tensor,
+        supports: Sequence[Support | None] | None = None,
+    ) -> None:
+        entries = zip(params, eps, supports or [None] * len(eps), strict=True)
+        self._entering = [(p, e, s) for p, e, s in entries if e is not None]
         self._ok = ok
         self._saved: list[tuple[Tensor, Tensor]] = []
+        self._saved_inside: list[tuple[Tensor, Support, list[Tensor]]] = []
 
     @torch.no_grad()
     def __enter__(self) -> Perturbation:
         try:
-            for pairs in _chunks(self._pairs):
-                params, eps = [p for p, _ in pairs], [e for _, e in pairs]
-                moved = torch._foreach_add(eps, params)
-                torch._foreach_copy_(eps, params)
-                self._saved.extend(pairs)
-                for param, there in zip(params, moved, strict=True):
-                    torch.where(self._ok.to(param.device), there, param, out=param)
+            entering, self._entering = self._entering, []
+            whole, inside = [], []
+            for p, e, s in entering:
+                # A flat view of the parameter has to exist.
+                if s is None or not p.is_contiguous():
+                    whole.append((p, e))
+                else:
+                    inside.append((p, e, s))
+            self._enter_whole(whole)
+            for p, e, s in inside:
+                self._enter_inside(p, e, s)
         except BaseException:
             self.__exit__(None, None, None)
             raise
         return self
+
+    def _enter_whole(self, entering: list[tuple[Tensor, Tensor]]) -> None:
+        for pairs in _chunks(entering):
+            params, eps = [p for p, _ in pairs], [e for _, e in pairs]
+            moved = torch._foreach_add(eps, params)
+            torch._foreach_copy_(eps, params)
+            self._saved.extend(pairs)
+            for param, there in zip(params, moved, strict=True):
+                torch.where(self._ok.to(param.device), there, param, out=param)
+
+    def _enter_inside(self, param: Tensor, eps: Tensor, support: Support) -> None:
+        ok, saved = self._ok.to(param.device), list[Tensor]()
+        self._saved_inside.append((param, support, saved))
+        for mask, count, (w, e) in support.pieces(param, eps):
+            saved.append(_gather(w, mask, count))
+            torch.where(mask & ok, e + w, w, out=w)
 
     @torch.no_grad()
     def __exit__(
@@ -54,7 +109,11 @@ class Perturbation:
     ) -> None:
         for pairs in _chunks(self._saved):
             torch._foreach_copy_([p for p, _ in pairs], [saved for _, saved in pairs])
-        self._saved = []
+        for param, support, saved in self._saved_inside:
+            # Fewer were saved than there are pieces if entering failed on the way.
+            for values, (mask, _, (w,)) in zip(saved, support.pieces(param), strict=False):
+                w.masked_scatter_(mask, values)
+        self._saved, self._saved_inside = [], []
 
     @torch.no_grad()
     def displacement_dot(
@@ -63,14 +122,40 @@ class Perturbation:
         """Return per parameter the `()` inner product of the step taken (as rounded) with
         `vector`'s entry.
         """
-        saved = {id(p): s for p, s in self._saved}
+        place = {id(p): i for i, p in enumerate(params)}
         sums: list[Tensor | None] = [None] * len(params)
-        for i, (param, entry) in enumerate(zip(params, vector, strict=True)):
-            if entry is not None and id(param) in saved:
-                wide = torch.promote_types(param.dtype, torch.float32)
-                step = (param - saved[id(param)]).flatten().to(wide)
-                sums[i] = torch.dot(step, entry.flatten().to(wide))
+        for param, before in self._saved:
+            entry = vector[place[id(param)]]
+            if entry is not None:
+                flat = [t.flatten().split(CHUNK) for t in (param, before, entry)]
+                sums[place[id(param)]] = _dot_steps(zip(*flat, strict=True))
+        for param, support, saved in self._saved_inside:
+            entry = vector[place[id(param)]]
+            if entry is not None:
+                pieces = zip(saved, support.pieces(param, entry), strict=True)
+                sums[place[id(param)]] = _dot_steps(
+                    (_gather(w, mask, count), before, _gather(e, mask, count))
+                    for before, (mask, count, (w, e)) in pieces
+                )
         return sums
+
+
+def _dot_steps(pieces: Iterator[tuple[Tensor, ...]]) -> Tensor:
+    """Return the `()` sum of (now - before) entry over pieces (now, before, entry)."""
+    total = None
+    for now, before, entry in pieces:
+        wide = torch.promote_types(now.dtype, torch.float32)
+        part = torch.dot((now - before).to(wide), entry.to(wide))
+        total = part if total is None else total + part
+    assert total is not None
+    return total
+
+
+def _gather(values: Tensor, mask: Tensor, count: int) -> Tensor:
+    """Return the values (count,) where the mask (N,) is true, without waiting for a GPU."""
+    if values.device.type == "cuda":
+        return values[torch.nonzero_static(mask, size=count).view(-1)]
+    return values.masked_select(mask)
 
 
 def _chunks(pairs: list[tuple[Tensor, Tensor]]) -> Iterator[list[tuple[Tensor, Tensor]]]:

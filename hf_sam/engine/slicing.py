@@ -3,9 +3,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
 IGNORED = -100
@@ -36,8 +38,9 @@ def examples(batch: Any) -> int:
 def take(batch: Any, index: Tensor | slice, name: str = "the batch") -> Any:
     """Return the batch of the chosen examples, in the order of the index.
 
-    Tensors and lists of leading size B are cut; numbers, text, None and `()` tensors belong to the
-    whole batch and stay; mappings and tuples are cut inside.
+    Tensors of leading size B, and lists of that length inside the batch, are cut; numbers, text,
+    None and `()` tensors belong to the whole batch and stay; mappings, tuples and a list that is
+    the batch itself are cut inside.
 
     Args:
         batch: a tensor of shape (B, ...), or a mapping, list or tuple that holds some.
@@ -48,7 +51,10 @@ def take(batch: Any, index: Tensor | slice, name: str = "the batch") -> Any:
         ValueError: a field has no leading size B, so that it is unknown which rows belong to an
             example.
     """
-    return _take(batch, index, examples(batch), name)
+    size = examples(batch)
+    if isinstance(batch, list):
+        return [_take(inner, index, size, f"field {i}") for i, inner in enumerate(batch)]
+    return _take(batch, index, size, name)
 
 
 def _take(value: Any, index: Tensor | slice, size: int, name: str) -> Any:
@@ -68,7 +74,8 @@ def _take(value: Any, index: Tensor | slice, size: int, name: str) -> Any:
                 else value.index_select(0, index.to(value.device))
             )
     elif isinstance(value, tuple):
-        return tuple(_take(inner, index, size, name) for inner in value)
+        parts = [_take(inner, index, size, name) for inner in value]
+        return type(value)(*parts) if hasattr(value, "_fields") else tuple(parts)
     elif isinstance(value, list) and len(value) == size:
         places = range(size)[index] if isinstance(index, slice) else index.tolist()
         return [value[i] for i in places]
@@ -93,8 +100,31 @@ def weight(batch: Any, shifted: bool = False) -> Tensor | int:
     labels = batch.get("labels") if isinstance(batch, Mapping) else None
     if not isinstance(labels, Tensor) or labels.ndim < 2 or labels.is_floating_point():
         return examples(batch)
+    if isinstance(batch.get("shift_labels"), Tensor):  # which Trainer counts, too
+        return batch["shift_labels"].ne(IGNORED).sum()
     targets = labels[..., 1:] if shifted else labels
     return targets.ne(IGNORED).sum()
+
+
+def ratio(part: Any, whole: Any) -> Any:
+    """Return part / whole, 0 of nothing; of tensors in float64 where the device has it.
+
+    Shares in float32 would round a float64 loss.
+    """
+    if not isinstance(part, Tensor) and not isinstance(whole, Tensor):
+        return part / whole if whole else 0.0
+    return (_wide(part) / _wide(whole)).nan_to_num(0.0, 0.0, 0.0)
+
+
+def _wide(count: Any) -> Any:
+    if not isinstance(count, Tensor):
+        return count
+    return count.to(torch.float32 if count.device.type == "mps" else torch.float64)
+
+
+def beginning(size: int, fraction: float) -> slice:
+    """Return the first ceil(fraction size) of `size` examples, at least one."""
+    return slice(0, max(math.ceil(fraction * size - 1e-9), 1))
 
 
 def contiguous_groups(sizes: list[int], groups: int) -> list[list[tuple[int, slice]]]:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from transformers import DataCollatorWithFlattening, Trainer
 
-from .slicing import examples, take, weight
+from .slicing import examples, ratio, take, weight
 
 
 @dataclass(frozen=True)
@@ -69,9 +69,9 @@ class BatchSlicer:
         """Return the number of labelled tokens, or of examples."""
         return weight(batch.inputs, self._shifted)
 
-    def take(self, batch: Batch, index: Tensor | slice) -> Batch:
-        """Return the batch of the chosen examples."""
-        return Batch(self._cut(batch.inputs, index), whole=False)
+    def take(self, batch: Batch, index: Tensor | slice | None) -> Batch:
+        """Return the batch of the chosen examples, of all for None."""
+        return Batch(batch.inputs if index is None else self._cut(batch.inputs, index), whole=False)
 
 
 def natural_shares(window: Window, slicer: BatchSlicer, world: int) -> list[Any]:
@@ -82,7 +82,7 @@ def natural_shares(window: Window, slicer: BatchSlicer, world: int) -> list[Any]
     """
     if window.num_items is None:
         return [1 / window.size] * window.size
-    return [slicer.weight(batch) / window.num_items * world for batch in window.batches]
+    return [ratio(slicer.weight(batch), window.num_items) * world for batch in window.batches]
 
 
 def check_cuttable(trainer: Trainer, method: str) -> None:
@@ -113,21 +113,25 @@ def check_cuttable(trainer: Trainer, method: str) -> None:
         )
 
 
+def check_drawable(loader: Any, method: str) -> None:
+    """Refuse to draw training examples where there is nothing to draw from.
+
+    Raises:
+        ValueError: the training data has no length.
+    """
+    if not hasattr(getattr(loader, "dataset", None), "__len__"):
+        raise ValueError(
+            f"{method} draws training examples, and an iterable dataset cannot be drawn from: give "
+            "a dataset with a length, or use another method, such as sam='ssam_d'"
+        )
+
+
 def draw(trainer: Trainer, n: int, generator: torch.Generator) -> list[Batch]:
     """Draw n training examples, equally on all ranks, and return this rank's share of them, one
     batch each.
-
-    Raises:
-        ValueError: the training data has no length to draw from.
     """
     loader = trainer.callback_handler.train_dataloader
     data = loader.dataset
-    if not hasattr(data, "__len__"):
-        raise ValueError(
-            "this method draws training examples, and an iterable dataset cannot be drawn from: "
-            "give a dataset with a "
-            "length, or use another method, such as ssam_d"
-        )
     chosen = torch.randint(len(data), (n,), generator=generator).tolist()
     mine = chosen[trainer.args.process_index :: trainer.args.world_size]
     batches = [loader.collate_fn([data[i]]) for i in mine]

@@ -59,6 +59,18 @@ class Method(Part):
         """
         return False
 
+    def perturbations(self, batches: int) -> int:
+        """Return how many groups of a rank's examples are perturbed each for itself, in an update
+        of `batches` micro-batches.
+        """
+        within = (c.perturbations(batches) for _, c in self.children() if isinstance(c, Method))
+        return max(within, default=1)
+
+    @property
+    def wants_losses(self) -> bool:
+        """Whether this method or one below it compares the losses of single examples."""
+        return any(c.wants_losses for _, c in self.children() if isinstance(c, Method))
+
     @property
     def cuts(self) -> bool:
         """Whether this method or one below it chooses or groups single examples."""
@@ -80,6 +92,11 @@ class Perturbing(Method):
         kw_only=True,
         metadata={"help": "share of the batch for the ascent", "low": 0.01, "high": 1.0},
     )
+
+    @property
+    def starts_at_w(self) -> bool:  # type: ignore[override]
+        """Unless the first pass is on a part of the batch."""
+        return self.ascent_fraction == 1
 
     @property
     def selects(self) -> bool:  # type: ignore[override]

@@ -71,6 +71,11 @@ class ESAM(Method):
         return self.gamma < 1
 
     @property
+    def wants_losses(self) -> bool:
+        """With gamma below 1."""
+        return self.gamma < 1
+
+    @property
     def local_ascent(self) -> bool:
         """The update is the descent gradient."""
         return True

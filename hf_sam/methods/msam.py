@@ -49,13 +49,21 @@ class PerGroup(Method):
         """Whole micro-batches need no cutting."""
         return self.groups is not None
 
+    def perturbations(self, batches: int) -> int:
+        """Return the number of groups, in each of which the method may make its own."""
+        if self.groups is None:
+            return batches * self.method.perturbations(1)
+        return int(self.groups) * self.method.perturbations(batches)
+
     def update(self, at: Landscape) -> Vector:
         """Return the mean of the groups' updates, weighted as their examples or tokens."""
         alone = self.method.local_ascent
         total: Vector | None = None
-        for share, group in at.shards(self.groups, descent_only=alone):
+        groups = None if self.groups is None else int(self.groups)
+        for share, group in at.shards(groups, descent_only=alone):
             part = self.method(group).mul_(share)
             total = part if total is None else total.add_(part)
+            del part  # or it would live on during the next group's passes
         assert total is not None
         return at.together(total) if alone else total
 
@@ -98,8 +106,6 @@ class MSAM(Perturbing):
     passes = "2"
     memory = "2"
     use = "flatter than SAM at the same work, where the batch is large"
-    starts_at_w = False
-    selects = True
 
     rho: Rho = field(default=0.05, metadata={"help": "radius, weight-space L2 norm", "low": 0.0})
     micro_batches: int = field(
@@ -109,7 +115,23 @@ class MSAM(Perturbing):
     def update(self, at: Landscape) -> Vector:
         """Return the groups' mean."""
         sam = SAM(self.rho, ascent_fraction=self.ascent_fraction)
+        if self.micro_batches == 1:
+            return sam.update(at)
         return PerGroup(self.micro_batches, sam).update(at)
+
+    def perturbations(self, batches: int) -> int:
+        """Return the number of groups."""
+        return int(self.micro_batches)
+
+    @property
+    def starts_at_w(self) -> bool:  # type: ignore[override]
+        """With one group, as SAM."""
+        return self.micro_batches == 1 and super().starts_at_w
+
+    @property
+    def selects(self) -> bool:  # type: ignore[override]
+        """With several groups, or a fraction below 1."""
+        return self.micro_batches > 1 or super().selects
 
     @property
     def local_ascent(self) -> bool:

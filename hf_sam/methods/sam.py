@@ -81,7 +81,9 @@ class SAM(Perturbing):
         assert self.ascent is not None
         here = at.gradient(local_ok=self.local_ascent, fraction=self.ascent_fraction)
         finish = self.combine(here)
-        with at.perturbed(self.ascent(at.chosen(here), at)):
+        eps = self.ascent(at.chosen(here), at)
+        del here  # of which eps may have left out tensors
+        with at.perturbed(eps):
             there = at.gradient()
         return finish(there)
 

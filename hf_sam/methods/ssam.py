@@ -32,10 +32,10 @@ class SparseSAMFisher(SAM):
         there = gradient of L at w + eps
         u     = there
 
-    Cost: 2 passes, 1 P extra and the mask (one byte per weight, one per tensor under `structured`);
-    at a renewal `fisher_samples` passes of one example and 2 P for a moment. No time is saved
-    without sparse kernels; memory is, under `structured`: only what is perturbed needs a snapshot.
-    State: the mask and the update of its last renewal.
+    Cost: 2 passes; extra memory (1 - sparsity) P, as only what is perturbed needs a snapshot, and
+    the mask (one byte per weight: 0.25 P in float32; one per tensor under `structured`); at a
+    renewal `fisher_samples` passes of one example, and 2 P and the mask for a moment. No time is
+    saved without sparse kernels. State: the mask and the update of its last renewal.
 
     Defaults: rho = 0.05, sparsity = 0.5, 128 examples, renewal once per epoch; the authors' recipes
     use 16 to 1024.
@@ -60,7 +60,7 @@ class SparseSAMFisher(SAM):
 
     paper = "Mi et al., NeurIPS 2022, arXiv 2210.05177"
     passes = "2 + examples at a new mask"
-    memory = "1 + mask (structured at 0.5: about 0.5)"
+    memory = "1 - sparsity + mask (0.75; structured 0.5); 2 at a new mask"
     use = "SAM with half the perturbed weights; less memory with pattern=structured"
 
     sparsity: float = field(default=0.5, metadata=SPARSITY)
@@ -90,7 +90,8 @@ class SparseSAMDynamic(SAM):
         there = gradient of L at w + eps
         u     = there
 
-    Cost: 2 passes, 1 P extra and the mask (one byte per weight); at a renewal 1 to 2 P for a
+    Cost: 2 passes; extra memory (1 - sparsity) P, as only what is perturbed needs a snapshot, and
+    the mask (one byte per weight: 0.25 P in float32); at a renewal 1 P and three masks for a
     moment. State: the mask and the update of its last renewal.
 
     Defaults: rho = 0.05, sparsity = 0.5, drop_rate = 0.5 (of the live weights, falling along half a
@@ -115,7 +116,7 @@ class SparseSAMDynamic(SAM):
 
     paper = "Mi et al., NeurIPS 2022, arXiv 2210.05177"
     passes = "2"
-    memory = "1 + mask"
+    memory = "1 - sparsity + mask (0.75); 1.75 at a new mask"
     use = "Sparse SAM without extra passes for its mask"
 
     sparsity: float = field(default=0.5, metadata=SPARSITY)

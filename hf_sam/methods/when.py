@@ -31,13 +31,15 @@ class When(Method):
         elsewhere.
         """
         super().__post_init__()
-        if self.schedule.needs_gradient and not self.method.starts_at_w:
-            raise ValueError(
-                f"the schedule {type(self.schedule).__name__!r} decides by the whole gradient at "
-                f"w, which "
-                f"{type(self.method).__name__} does not compute first: choose another schedule, "
-                f"such as every:2"
-            )
+        for method in (self.method, self.otherwise) if self.schedule.needs_gradient else ():
+            if not method.starts_at_w:
+                fraction = getattr(method, "ascent_fraction", 1.0)
+                how = f" with ascent_fraction={fraction}" if fraction < 1 else ""
+                raise ValueError(
+                    f"the schedule {type(self.schedule).__name__!r} decides by the whole gradient "
+                    f"at w, which {type(method).__name__}{how} does not compute first: choose "
+                    "another schedule, such as every:2"
+                )
 
     def update(self, at: Landscape) -> Vector:
         """Return the picked method's update."""
@@ -55,5 +57,5 @@ class When(Method):
 
     @property
     def starts_at_w(self) -> bool:  # type: ignore[override]
-        """As the method."""
-        return self.method.starts_at_w
+        """As both methods."""
+        return self.method.starts_at_w and self.otherwise.starts_at_w

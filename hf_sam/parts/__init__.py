@@ -1,4 +1,56 @@
 # SPDX-License-Identifier: Apache-2.0
 """Small programs that answer one question each: when, where, along what, how far, on which
 examples, and then?
+
+They go together: `SAM(ascent=chain(minus_average(), radius(0.1), fisher_mask(0.5)))`. Only `linear`
+is not here, for there are two: `hf_sam.parts.when.linear` is a probability,
+`hf_sam.parts.radius.linear` a radius.
 """
+
+from .combine import Combine, rescaled, there_only
+from .direction import Direction, chain, minus_average
+from .masks import Mask, dynamic_mask, fisher_mask
+from .radius import RhoSchedule, adaptive_radius, budget, cosine, layer_radius, lr, radius
+from .when import (
+    Schedule,
+    adaptive,
+    after,
+    after_warmup,
+    always,
+    before,
+    between,
+    constant,
+    every,
+    piecewise,
+    trigonometric,
+)
+
+__all__ = [
+    "Combine",
+    "Direction",
+    "Mask",
+    "RhoSchedule",
+    "Schedule",
+    "adaptive",
+    "adaptive_radius",
+    "after",
+    "after_warmup",
+    "always",
+    "before",
+    "between",
+    "budget",
+    "chain",
+    "constant",
+    "cosine",
+    "dynamic_mask",
+    "every",
+    "fisher_mask",
+    "layer_radius",
+    "lr",
+    "minus_average",
+    "piecewise",
+    "radius",
+    "rescaled",
+    "there_only",
+    "trigonometric",
+]

@@ -20,10 +20,12 @@ class Part:
     the next update.
 
     Parts nest: a field may be a part or a tuple of parts, and describing, saving and loading follow
-    the nesting. `stateful` says whether the part itself keeps anything in `state`.
+    the nesting. `stateful` says whether the part itself keeps anything in `state`, `draws` whether
+    it looks at training examples beyond the update's.
     """
 
     stateful: ClassVar[bool] = False
+    draws: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         """Check every field against its metadata: `low`, `high` (bounds, allowed themselves) and

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import math
 import re
+import struct
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,14 +13,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..landscape import Landscape
+from ..landscape import Landscape, Masked, Support
 from ..vector import StateValue, Vector
 from .direction import Direction
 
 Scores = list[Tensor | None]
 Masks = list[Tensor | None]
-DIGITS = ((20, 11), (10, 10), (0, 10))
-"""(shift, bits) of the digits of a non-negative float32, from the most significant on."""
+LARGEST = 0x7F7FFFFF
+"""The bits of the largest float32 number."""
 
 
 @dataclass
@@ -27,9 +28,10 @@ class Mask(Direction):
     """Keeps a direction where a mask says so: `v <- v * mask`, after scaling as in Sparse SAM's
     papers.
 
-    The mask is renewed at first use and then every `update_interval` updates. State: the mask
-    (bool, one byte per element; whole tensors one byte each), and the update of its last renewal. A
-    renewal at a non-finite gradient is left out, unless there is no mask yet.
+    The mask covers all weights that may be perturbed, those without a gradient too. It is renewed
+    at first use and then every `update_interval` updates. State: the mask (bool, one byte per
+    element; whole tensors one byte each), and the update of its last renewal. A renewal at a
+    non-finite gradient is left out, unless there is no mask yet.
 
     Attributes:
         sparsity: share of the weights that is not perturbed.
@@ -50,15 +52,16 @@ class Mask(Direction):
         """Return v with zeros, or None for whole tensors, where the mask is off."""
         mask = self.state.get("mask")
         if mask is None or self._due(at, v):
-            mask = Vector(self.renew(v, at, None if mask is None else list(mask)))  # type: ignore[arg-type]
+            before = None if mask is None else list(mask)  # type: ignore[arg-type]
+            mask = Vector(self.renew(_filled(v, at), at, before))
             self.state.update(mask=mask, renewed=at.progress.step)
-            self.__dict__.pop("_whole", None)
+            self.__dict__.pop("_looked", None)
         assert isinstance(mask, Vector)
         return self._apply(v, mask)
 
     def load_state_dict(self, state: dict[str, StateValue]) -> None:
         """Take over a saved mask."""
-        self.__dict__.pop("_whole", None)
+        self.__dict__.pop("_looked", None)
         super().load_state_dict(state)
 
     def _due(self, at: Landscape, v: Vector) -> bool:
@@ -67,18 +70,19 @@ class Mask(Direction):
         return due and bool(torch.isfinite(v.norm()))
 
     def _apply(self, v: Vector, mask: Vector) -> Vector:
-        whole = self.__dict__.get("_whole")
-        if whole is None:  # looked at once per renewal: which tensors are on or off as a whole
-            whole = [None if m is None or m.ndim else bool(m) for m in mask]
-            self.__dict__["_whole"] = whole
-        for entry, m, decided in zip(v, mask, whole, strict=True):
-            if entry is not None and m is not None and decided is None:
-                entry.mul_(m)
-        return v.changed().keep([decided is not False for decided in whole])
+        if "_looked" not in self.__dict__:  # at the device, once per renewal
+            whole = [m is None or m.ndim > 0 or bool(m) for m in mask]
+            supports = [None if m is None or not m.ndim else Support.of(m) for m in mask]
+            self.__dict__["_looked"] = whole, supports
+        whole, supports = self.__dict__["_looked"]
+        for entry, support in zip(v, supports, strict=True):
+            if entry is not None and support is not None:
+                entry.mul_(support.mask)
+        return Masked(v.changed().keep(whole), supports)
 
     def renew(self, v: Vector, at: Landscape, before: Masks | None) -> Masks:
-        """Return the next mask for the entries of v: bool, of the entry's shape, or `()` for a
-        whole tensor.
+        """Return the next mask for the entries of v, zero where the gradient is missing: bool, of
+        the entry's shape, or `()` for a whole tensor.
         """
         raise NotImplementedError
 
@@ -99,6 +103,8 @@ class fisher_mask(Mask):
         pattern: `unstructured`; `structured`, whole tensors by their mean score; or `n:m`, the n
             largest of every m consecutive weights along the input dimension.
     """
+
+    draws = True
 
     fisher_samples: int = field(
         default=128, metadata={"help": "examples per mask", "low": 1, "whole": True}
@@ -134,10 +140,9 @@ class fisher_mask(Mask):
         scores: Scores = [
             None if t is None else torch.zeros_like(t, dtype=torch.float32) for t in v
         ]
-        for gradient in at.example_gradients(self.fisher_samples):
-            for score, g in zip(scores, gradient, strict=True):
-                if score is not None and g is not None:
-                    score.addcmul_(g, g)
+        for gradient in at.example_gradients(int(self.fisher_samples)):
+            _add_squares(scores, gradient)
+            del gradient  # or it would live on during the next example's pass
         return list(at.together(Vector(scores)))
 
 
@@ -171,19 +176,26 @@ class dynamic_mask(Mask):
         """Return a random mask at first, then the old one with some weights exchanged."""
         if before is None:
             return largest(_random(v, at), live_count(list(v), self.sparsity))
-        kept_by = (
-            _sizes(v)
-            if self.drop == "gradient"
-            else _sizes(at.weights().keep([t is not None for t in v]))
-        )
-        grown_by = _random(v, at) if self.growth == "random" else _sizes(v)
         live = sum(int(m.sum()) for m in before if m is not None)
         dead = sum(m.numel() for m in before if m is not None) - live
         rate = self.drop_rate * (1 + math.cos(math.pi * at.progress.fraction)) / 2
         exchanged = min(int(live * rate), dead)
+        weights = at.weights().keep([t is not None for t in v])
+        kept_by = _sizes(v if self.drop == "gradient" else weights)
         keep = largest(_only(kept_by, before, True), live - exchanged)
+        del kept_by  # one set of scores at a time
+        grown_by = _random(v, at) if self.growth == "random" else _sizes(v)
         grow = largest(_only(grown_by, before, False), exchanged)
-        return [None if a is None or b is None else a | b for a, b in zip(keep, grow, strict=True)]
+        return [
+            None if a is None or b is None else a.logical_or_(b)
+            for a, b in zip(keep, grow, strict=True)
+        ]
+
+
+def _add_squares(scores: Scores, gradient: Vector) -> None:
+    for score, g in zip(scores, gradient, strict=True):
+        if score is not None and g is not None:
+            score.addcmul_(g, g)
 
 
 def live_count(scores: Scores, sparsity: float) -> int:
@@ -196,57 +208,58 @@ def largest(scores: Scores, count: int) -> Masks:
     """Return masks of the `count` largest scores over all tensors together, the first ones among
     equals.
 
-    The threshold is found digit by digit from counts, so that no copy of all scores is made or
-    sorted. Scores are non-negative, in float32; a negative one is never chosen. Non-finite scores
-    count as zero.
+    The threshold is found by bisection over the non-negative float32 numbers, from counts, so that
+    nothing is sorted. Negative scores are never chosen; non-finite ones count as zero.
     """
-    bits = [None if s is None else _bits(s) for s in scores]
-    prefix, wanted = 0, count
-    for shift, width in DIGITS:
-        counts = torch.zeros(1 << width, dtype=torch.long)
-        for b in bits:
-            if b is not None and b.numel():
-                alike = b[b >> (shift + width) == prefix] if shift + width < 31 else b[b >= 0]
-                digits = (alike >> shift) & ((1 << width) - 1)
-                counts += torch.bincount(digits.long(), minlength=1 << width).cpu()
-        above = counts.flip(0).cumsum(0).flip(0)  # how many have this digit or a larger one
-        digit = max(
-            int((above >= wanted).sum()) - 1, 0
-        )  # 0: fewer candidates than wanted, take all
-        wanted -= int(above[digit + 1]) if digit + 1 < len(above) else 0
-        prefix = (prefix << width) | digit
-    return _at_least(bits, prefix, max(wanted, 0), scores)
+    found = [None if s is None else _finite(s.float()) for s in scores]
+    low, high = 0, LARGEST
+    while low < high:
+        middle = (low + high + 1) // 2
+        if _at_least(found, _float(middle)) >= count:
+            low = middle
+        else:
+            high = middle - 1
+    return _above(found, _float(low), count)
 
 
-def _at_least(bits: Masks, threshold: int, equal: int, scores: Scores) -> Masks:
-    """Return masks of all bits above the threshold, and of the first `equal` ones that match it."""
-    masks: Masks = []
-    for b, s in zip(bits, scores, strict=True):
-        if b is None or s is None:
-            masks.append(None)
+def _at_least(scores: Scores, threshold: float) -> int:
+    """Return how many scores reach the threshold."""
+    counts = [torch.count_nonzero(s >= threshold) for s in scores if s is not None]
+    return int(torch.stack([c.to(counts[0].device) for c in counts]).sum()) if counts else 0
+
+
+def _above(scores: Scores, threshold: float, count: int) -> Masks:
+    """Return masks of `count` scores: those above the threshold, and the first that equal it."""
+    masks = [None if s is None else s > threshold for s in scores]
+    missing = count - sum(int(torch.count_nonzero(m)) for m in masks if m is not None)
+    for mask, s in zip(masks, scores, strict=True):
+        if mask is None or s is None or missing <= 0:
             continue
-        mask = b > threshold
-        ties = b == threshold
-        if equal:
-            first = ties & (ties.cumsum(0) <= equal)
-            equal -= int(first.sum())
-            mask |= first
-        masks.append(mask.view(s.shape))
+        ties = s == threshold
+        if (n := int(torch.count_nonzero(ties))) > missing:
+            ties &= (ties.flatten().cumsum(0) <= missing).view(ties.shape)
+        missing -= n
+        mask |= ties
     return masks
 
 
-def _bits(scores: Tensor) -> Tensor:
-    """Return the scores as whole numbers (N,) in the same order; -1 for a negative score."""
-    flat = scores.flatten().to(torch.float32)
-    number = flat.nan_to_num(0.0, 0.0, 0.0).clamp(min=0).contiguous().view(torch.int32)
-    return torch.where(flat < 0, -1, number)
+def _finite(scores: Tensor) -> Tensor:
+    """Return the scores, in the same storage if all are finite, else with zeros in their place."""
+    return scores if bool(scores.sum().isfinite()) else scores.nan_to_num(0.0, 0.0, 0.0)
+
+
+def _float(bits: int) -> float:
+    """Return the float32 number of these bits; in the order of the bits, if not negative."""
+    return float(struct.unpack("f", struct.pack("I", bits))[0])
 
 
 def whole_tensors(scores: Scores, count: int) -> Masks:
     """Return `()` masks of whole tensors, by mean score from the largest down until `count`
     weights are on.
     """
-    means = {i: float(s.mean()) for i, s in enumerate(scores) if s is not None}
+    means = {
+        i: float(s.nan_to_num(0.0, 0.0, 0.0).mean()) for i, s in enumerate(scores) if s is not None
+    }
     masks: Masks = [
         None if s is None else torch.zeros((), dtype=torch.bool, device=s.device) for s in scores
     ]
@@ -287,6 +300,15 @@ def _n_of_m(pattern: str) -> tuple[int, int]:
     return int(found[1]), int(found[2])
 
 
+def _filled(v: Vector, at: Landscape) -> Vector:
+    """Return v with zeros where a parameter that may be perturbed has no entry."""
+    covered = [chosen and p.requires_grad for p, chosen in zip(at.params, at.where, strict=True)]
+    return Vector(
+        (torch.zeros_like(p, requires_grad=False) if t is None and covers else t)
+        for t, p, covers in zip(v, at.params, covered, strict=True)
+    )
+
+
 def _random(v: Vector, at: Landscape) -> Scores:
     """Return uniform scores by the update's generator."""
     draw: Any = at.generator
@@ -298,8 +320,7 @@ def _sizes(v: Sequence[Tensor | None]) -> Scores:
 
 
 def _only(scores: Scores, mask: Masks, on: bool) -> Scores:
-    """Return the scores with -1 where the mask is not `on`."""
-    return [
-        None if s is None or m is None else torch.where(m if on else ~m, s.float(), -1.0)
-        for s, m in zip(scores, mask, strict=True)
-    ]
+    """Return the scores, in float32 and in place, with -1 where the mask is not `on`."""
+    for i, (s, m) in enumerate(zip(scores, mask, strict=True)):
+        scores[i] = None if s is None or m is None else s.float().masked_fill_(m != on, -1.0)
+    return scores

@@ -11,13 +11,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import PartialState
 from torch import Tensor, nn
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
-from transformers import Trainer, TrainerCallback
+from transformers import AutoModelForCausalLM, Trainer, TrainerCallback
+from transformers.distributed.configuration_utils import DistributedConfig
 
-from hf_sam import METHODS, SAMTrainer
+from hf_sam import SAMArguments, SAMTrainer, SAMTrainingArguments
+from hf_sam.arguments import build_method
 from tests.cases import CASES
-from tests.toys import examples, make_trainer, weights
+from tests.toys import examples, llama, make_trainer, weights
 
 Found = dict[str, Any]
 LOGGED = ("loss", "grad_norm", "learning_rate")
@@ -168,22 +171,26 @@ def method_settings(key: str) -> dict[str, Any]:
         "dtype": torch.float64,
         "sam": key,
         "sam_options": options or None,
-        "max_steps": 8,
+        "max_steps": 6,
         "gradient_accumulation_steps": 2,
     }
 
 
+def chooses_local(key: str) -> bool:
+    """Return whether a method lets each rank ascend along its own gradient."""
+    options = next(case.options for case in CASES if case.key == key)
+    return build_method(SAMArguments(sam=key, sam_options=options or None)).local_ascent
+
+
 def every_method(folder: Path) -> Found:
-    """Every method, with global ascent and with its own choice."""
+    """Every method, with global ascent, and with its own choice where that is another."""
+    syncs = {case.key: ["global", *["auto"] * chooses_local(case.key)] for case in CASES}
     return {
-        f"{case.key} {sync}": fit(
-            folder,
-            per_device_train_batch_size=4,
-            sam_ascent_sync=sync,
-            **method_settings(case.key),
+        f"{key} {sync}": fit(
+            folder, per_device_train_batch_size=4, sam_ascent_sync=sync, **method_settings(key)
         )
-        for case in CASES
-        for sync in ("global", "auto")
+        for key, chosen in syncs.items()
+        for sync in chosen
     }
 
 
@@ -247,12 +254,11 @@ def buckets(folder: Path) -> Found:
         "fixed use": (Recorder, {"ddp_find_unused_parameters": False}),
         "every batch": (Recorder, {"accelerator_config": EVERY_BATCH}),
     }
-    for key in ("sam", "friendly_sam", "looksam"):
-        for sync in ("global", "auto"):
-            for way, (cls, more) in ways.items():
-                settings = BASE | copy.deepcopy(more) | {"sam": key, "sam_ascent_sync": sync}
-                settings |= {"max_steps": 6, "gradient_accumulation_steps": 3}
-                found[f"{key} {sync} {way}"] = fit(folder, cls=cls, **settings)
+    for key, sync in (("sam", "global"), ("sam", "auto"), ("looksam", "auto")):
+        for way, (cls, more) in ways.items():
+            settings = BASE | copy.deepcopy(more) | {"sam": key, "sam_ascent_sync": sync}
+            settings |= {"max_steps": 6, "gradient_accumulation_steps": 2}
+            found[f"{key} {sync} {way}"] = fit(folder, cls=cls, **settings)
     return found
 
 
@@ -337,7 +343,8 @@ def resume(folder: Path) -> Found:
 
 
 def with_scaler(trainer: Recorder, scale: float = 2.0**12) -> Recorder:
-    """Give a trainer on CPU the GradScaler that accelerate only makes for GPUs."""
+    """Give a trainer with fp16=True on CPU the GradScaler that accelerate makes for GPUs only."""
+    trainer.accelerator.native_amp = True
     trainer.accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=scale, growth_interval=4)
     return trainer
 
@@ -362,11 +369,12 @@ class _Watch(TrainerCallback):
 
 
 def overflow(folder: Path) -> Found:
-    """An overflow in one pass of one rank; with two passes per update, the third update has 5, 6."""
+    """An overflow in one pass of one rank: of two per update, 5 and 6 are the third's."""
     found = {}
     for name, pass_number in {"never": None, "ascent": 5, "descent": 6}.items():
         for sync in ("local", "global"):
-            settings = BASE | {"sam_ascent_sync": sync, "max_steps": 6}
+            settings = {"sam_ascent_sync": sync, "max_steps": 6, "optim": "adamw_torch"}
+            settings |= {"per_device_train_batch_size": 4, "fp16": True}
             trainer = with_scaler(make_trainer(folder, cls=Recorder, **settings))
             trainer.overflow_in = pass_number
             watch = _Watch(trainer)
@@ -392,15 +400,25 @@ def messages(folder: Path) -> Found:
         "stored": stored,
         "said": said,
         "static graph": refusal(lambda: make_trainer(folder, ddp_static_graph=True, **BASE)),
-        "local friendly": refusal(
-            lambda: fit(folder, **BASE, sam="friendly_sam", sam_ascent_sync="local")
-        ),
-        "world": torch.distributed.get_world_size(),
-        "choices": {
-            key: METHODS[key](**(case.options or {})).local_ascent
-            for case in CASES
-            for key in [case.key]
-        },
+    }
+
+
+def sharded(folder: Path) -> Found:
+    """Ways to shard a model that are refused."""
+    state = PartialState(cpu=True)
+    if state.process_index == 0:
+        llama().save_pretrained(folder)
+    state.wait_for_everyone()
+
+    def loaded_in_parts() -> Trainer:
+        config = DistributedConfig(fsdp_size=2)
+        model = AutoModelForCausalLM.from_pretrained(folder, distributed_config=config)
+        args = SAMTrainingArguments(str(folder), use_cpu=True, report_to="none", save_strategy="no")
+        return SAMTrainer(model=model, args=args, train_dataset=examples("llama"))
+
+    return {
+        "fsdp at load time": refusal(loaded_in_parts),
+        "fsdp by accelerate": refusal(lambda: make_trainer(folder, fsdp=True)),
     }
 
 
@@ -413,12 +431,14 @@ def refusal(attempt: Callable[[], Any]) -> str:
     return "not refused"
 
 
+QUICK: dict[str, Any] = BASE | SGD | {"max_steps": 4, "gradient_accumulation_steps": 2}
+
+
 def quick(folder: Path) -> Found:
     """The short form of `joined_batch` and `local_ascent`."""
-    settings = BASE | SGD | {"max_steps": 4, "gradient_accumulation_steps": 2}
     return {
-        "global": fit(folder, **settings, sam_ascent_sync="global"),
-        "local": fit(folder, **settings),
+        "global": fit(folder, **QUICK, sam_ascent_sync="global"),
+        "local": fit(folder, **QUICK),
     }
 
 
@@ -435,6 +455,7 @@ JOBS: dict[str, Callable[[Path], Found]] = {
         resume,
         overflow,
         messages,
+        sharded,
         quick,
     )
 }

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Starts a few processes on this machine, has each run jobs of `jobs.py`, and collects what they found."""
+"""Starts two processes on this machine that run jobs of `jobs.py`, and collects what they found."""
 
 from __future__ import annotations
 
@@ -52,8 +52,22 @@ def run(module: list[str], timeout: float) -> str:
     return said
 
 
+def accelerate_launch(config: str, jobs: list[str], folder: Path, timeout: float = 300.0) -> Any:
+    """Run jobs in the processes of a file in `accelerate_configs/`; return as `torchrun` does."""
+    chosen = ["--config_file", str(ROOT / "accelerate_configs" / config)]
+    chosen += ["--main_process_port", str(free_port())]
+    worker = ["-m", "tests.distributed.worker", str(folder), *jobs]
+    run(["accelerate.commands.launch", *chosen, *worker], timeout)
+    return collect(folder)
+
+
+def collect(folder: Path) -> list[dict[str, Any]]:
+    """Return one dict, job -> found, per rank."""
+    return [torch.load(folder / f"rank{rank}.pt", weights_only=True) for rank in range(2)]
+
+
 def torchrun(jobs: list[str], folder: Path, timeout: float = 300.0) -> list[dict[str, Any]]:
-    """Run jobs by name in two processes under torchrun; return one dict, job -> found, per rank."""
+    """Run jobs by name in two processes under torchrun; return as `collect` does."""
     worker = ["-m", "tests.distributed.worker", str(folder), *jobs]
     run([*TORCHRUN, "--master_port", str(free_port()), *worker], timeout)
-    return [torch.load(folder / f"rank{rank}.pt", weights_only=True) for rank in range(2)]
+    return collect(folder)

@@ -21,7 +21,6 @@ from hf_sam import (
 )
 from hf_sam.parts.radius import adaptive_radius
 from tests.methods.quadratic import LR, A, Quadratic, close
-
 from tests.references import REFERENCES
 
 

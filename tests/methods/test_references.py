@@ -37,6 +37,19 @@ OPTIONS: list[tuple[str, dict[str, Any]]] = [
     ("bilateral_sam", {}),
     ("bilateral_sam", {"rho": 0.2, "rho_min": 0.1}),
     ("late_sam", {}),
+    ("msam", {}),
+    ("msam", {"micro_batches": 2, "rho": 0.2}),
+    ("msam", {"micro_batches": 1}),
+    ("esam", {}),
+    ("esam", {"beta": 1.0, "gamma": 0.6, "rho": 0.2}),
+    ("esam", {"beta": 0.3, "gamma": 1.0}),
+    ("ssam_f", {"fisher_samples": 4}),
+    ("ssam_f", {"fisher_samples": 4, "sparsity": 0.8, "update_interval": 3}),
+    ("ssam_f", {"fisher_samples": 4, "update_interval": 3, "pattern": "structured"}),
+    ("ssam_f", {"fisher_samples": 4, "update_interval": 3, "pattern": "2:4"}),
+    ("ssam_d", {}),
+    ("ssam_d", {"sparsity": 0.8, "update_interval": 3}),
+    ("ssam_d", {"update_interval": 2, "drop": "weight", "growth": "gradient", "drop_rate": 0.9}),
 ]
 SHAPES = [(4, 6), (3, 4), (3,)]
 NAMES = ["first.weight", "second.weight", "second.bias"]
@@ -76,6 +89,14 @@ def gradient_of(x: np.ndarray, y: np.ndarray) -> Callable[[np.ndarray], np.ndarr
     return gradient
 
 
+def losses_of(x: np.ndarray, y: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
+    def losses(w: np.ndarray) -> np.ndarray:
+        a, b, c = (w[place].reshape(shape) for _, place, shape in pieces())
+        return np.square(np.tanh(x @ a.T) @ b.T + c - y).sum(1)
+
+    return losses
+
+
 def lr_ratio(step: int) -> float:
     return 1 - step / UPDATES
 
@@ -102,6 +123,11 @@ def slow(key: str, options: dict[str, Any], optim: str, where: list[bool]) -> np
             UPDATES,
             lr_ratio(step),
             SEED,
+            batches=[range(3), range(3, 6)],
+            part=lambda rows, x=x, y=y: gradient_of(x[rows], y[rows]),
+            losses=losses_of(x, y),
+            other=lambda i: gradient_of(*(t.numpy() for t in bowl.batch(1000 + i, 1))),
+            idle=bowl.params[3].detach().numpy().ravel(),
         )
         w.grad = torch.from_numpy(method(question))
         optimizer.step()

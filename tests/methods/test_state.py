@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from hf_sam import METHODS, RSAM, Landscape, LookSAM, Plain, Progress
-from hf_sam.methods.rsam import normal
+from hf_sam.methods.rsam import CHUNK, normal
 from tests.methods.quadratic import Quadratic, close
 from tests.references import REFERENCES
 from tests.toys import Bowl
@@ -94,6 +94,14 @@ class TestNoise:
         assert float((z.abs() < 1).double().mean()) == pytest.approx(0.6827, abs=0.005)
         assert abs(float((z[:, 1:] * z[:, :-1]).mean())) < 0.01
 
+    def test_it_goes_on_across_chunks(self) -> None:
+        """Three and a bit of them: no stretch repeats."""
+        z = normal(torch.empty(3 * CHUNK + 5), (1, 2, 3))
+        for a in range(3):
+            one, other = z[a * CHUNK :][:CHUNK], z[(a + 1) * CHUNK :][:CHUNK]
+            assert not torch.equal(one[: len(other)], other)
+        assert torch.isfinite(z).all()
+
     def test_it_follows_the_filters(self) -> None:
         """The rows of a matrix and of a convolution's kernel; a vector as a whole."""
         shapes = [(3, 5000), (2, 10, 10, 50), (5000,)]
@@ -160,7 +168,7 @@ def peaks(key: str, updates: int = 7) -> tuple[list[float], float]:
             activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
         ) as profile:
             update = method(at)
-            del update
+            del update, at
         events = [e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"]
         now = highest = 0
         for event in sorted(events, key=lambda e: e.start_ns()):
@@ -188,7 +196,7 @@ def test_memory_is_what_the_page_says(key: str, extra: int, state: int) -> None:
     """Law 10: beyond the plain Trainer's one gradient; 0.15 P are single tensors of scratch."""
     found, held = peaks(key)
     assert max(found) - 1 == pytest.approx(extra, abs=0.15)
-    assert held == pytest.approx(state, abs=0.05)
+    assert held == pytest.approx(state, abs=0.01)
     assert METHODS[key].memory == str(extra)
     if key == "looksam":
         between = found[1:5]

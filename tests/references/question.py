@@ -3,10 +3,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
+
+Gradient = Callable[[np.ndarray], np.ndarray]
 
 
 @dataclass
@@ -22,9 +24,14 @@ class Question:
         total: updates of the run.
         lr_ratio: learning rate over its maximum.
         seed: of the run.
+        batches: numbers of the examples of each micro-batch.
+        part: of some of the examples, the gradient of their mean loss at any flat weights.
+        losses: of each example, at any flat weights.
+        other: of a training example beyond the update's, the gradient at any flat weights.
+        idle: weights of a last tensor, behind the others, that never has a gradient.
     """
 
-    gradient: Callable[[np.ndarray], np.ndarray]
+    gradient: Gradient
     w: np.ndarray
     pieces: list[tuple[str, slice, tuple[int, ...]]]
     mask: np.ndarray
@@ -32,3 +39,8 @@ class Question:
     total: int = 1
     lr_ratio: float = 1.0
     seed: int = 0
+    batches: Sequence[Sequence[int]] = ()
+    part: Callable[[Sequence[int]], Gradient] | None = None
+    losses: Callable[[np.ndarray], np.ndarray] | None = None
+    other: Callable[[int], Gradient] | None = None
+    idle: np.ndarray = field(default_factory=lambda: np.zeros(0))

@@ -10,11 +10,13 @@ from tests.references.question import Question
 
 
 def deviates(seed: int, step: int, index: int, n: int) -> list[float]:
-    """The n normal numbers of a tensor: 16 random bits name a quantile."""
-    bits = np.random.SFC64(np.random.SeedSequence([seed, step, index]))
-    raw = np.random.Generator(bits).bytes(2 * n)
-    numbers = [int.from_bytes(raw[2 * i : 2 * i + 2], "little") for i in range(n)]
-    return [NormalDist().inv_cdf((number + 0.5) / 65536) for number in numbers]
+    """The n normal numbers of a tensor: 16 random bits, lowest first, name a quantile."""
+    source = np.random.SFC64(np.random.SeedSequence([seed, step, index]))
+    numbers: list[int] = []
+    while len(numbers) < n:
+        word = int(source.random_raw())
+        numbers += [word >> shift & 0xFFFF for shift in (0, 16, 32, 48)]
+    return [NormalDist().inv_cdf((number + 0.5) / 65536) for number in numbers[:n]]
 
 
 class rsam:

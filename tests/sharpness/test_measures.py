@@ -39,7 +39,7 @@ ONES = [torch.ones(4, dtype=torch.float64)]
 
 
 def net() -> nn.Module:
-    """Dropout and batch norm, which would tell training mode from eval mode; one layer is frozen."""
+    """Dropout and batch norm, which tell training mode from eval mode; one bias is frozen."""
     layers = nn.Linear(3, 8), nn.BatchNorm1d(8), nn.Dropout(0.5), nn.Linear(8, 2)
     model = nn.Sequential(*layers).double()
     layers[0].bias.requires_grad_(False)

@@ -1,0 +1,117 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the samples of a measurement say: ratios to the plain Trainer, passes and memory."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a row's measurement says.
+
+    Attributes:
+        ratio: seconds per update relative to `none`: the median over updates of the ratio to the
+            same update of `none`. Where a schedule makes one-pass and two-pass updates, the mean of
+            the medians of both kinds, weighted as the schedule has them on average.
+        low: the same of the first quartiles.
+        high: of the third quartiles.
+        of_medians: ratio of the median seconds instead.
+        cpu: as `ratio`, of the process's CPU seconds; None on a GPU.
+        forwards: per update in whole batches, the renewal of masks left out.
+        backwards: per update in whole batches, the renewal of masks left out.
+        extra: peak memory beyond that of `none` in bytes, the renewal of masks left out; None if
+            not measured.
+        extra_renewal: the same in an update that renews a mask.
+    """
+
+    ratio: float
+    low: float
+    high: float
+    of_medians: float
+    cpu: float | None
+    forwards: float
+    backwards: float
+    extra: int | None
+    extra_renewal: int | None
+
+
+Measured = Mapping[str, Any]
+
+
+def costs(result: Measured) -> dict[str, Cost]:
+    """Return the cost of every row of a result of `benchmarks.methods`."""
+    plain = next(row for row in result["rows"] if row["text"] == "none")
+    return {row["text"]: _cost(row, plain, result["settings"]) for row in result["rows"]}
+
+
+def _cost(row: Measured, plain: Measured, settings: Mapping[str, Any]) -> Cost:
+    drop, batch = settings["drop"], settings["batch_size"]
+    counted = [i for i in range(settings["updates"]) if i not in row["mask_updates"]]
+    kinds: dict[int, list[int]] = {}
+    for i in counted:
+        kinds.setdefault(row["forwards"][i], []).append(i)
+    shares = _shares(kinds, row["predicted"]["forwards"])
+
+    def ratio(unit: str, quartile: int) -> float:
+        """Return the weighted mean over kinds of update of a quartile of the paired ratios."""
+        return sum(
+            shares[kind]
+            * _quartiles([row[unit][i] / plain[unit][i] for i in _kept(members, drop)])[quartile]
+            for kind, members in kinds.items()
+        )
+
+    medians = {
+        kind: statistics.median(row["seconds"][i] for i in _kept(members, drop))
+        for kind, members in kinds.items()
+    }
+    usual = statistics.median(plain["seconds"][drop:])
+    peaks = _extra(row, plain)
+    return Cost(
+        ratio=ratio("seconds", 1),
+        low=ratio("seconds", 0),
+        high=ratio("seconds", 2),
+        of_medians=sum(shares[kind] * medians[kind] for kind in kinds) / usual,
+        cpu=ratio("cpu_seconds", 1) if row["cpu_seconds"] else None,
+        forwards=statistics.fmean(row["forward_examples"][i] for i in counted) / batch,
+        backwards=statistics.fmean(row["backward_examples"][i] for i in counted) / batch,
+        extra=peaks[0],
+        extra_renewal=peaks[1],
+    )
+
+
+def _kept(members: Sequence[int], drop: int) -> list[int]:
+    """Return the updates after the first ones; of a kind that has no others, all."""
+    return [i for i in members if i >= drop] or list(members)
+
+
+def _shares(kinds: Mapping[int, Sequence[int]], passes: float) -> dict[int, float]:
+    """Return how much each kind of update counts: the mix of one and two passes that is predicted.
+
+    Of other kinds, how many there were.
+    """
+    if set(kinds) == {1, 2}:
+        return {1: 2 - passes, 2: passes - 1}
+    total = sum(len(members) for members in kinds.values())
+    return {kind: len(members) / total for kind, members in kinds.items()}
+
+
+def _quartiles(values: Sequence[float]) -> list[float]:
+    if len(values) == 1:
+        return [values[0]] * 3
+    return statistics.quantiles(values, n=4, method="inclusive")
+
+
+def _extra(row: Measured, plain: Measured) -> tuple[int | None, int | None]:
+    """Return the extra peak memory outside and inside the renewal of masks."""
+    if not row.get("memory") or not plain.get("memory"):
+        return None, None
+    base = max(plain["memory"]["peaks"][2:])
+    renewals = set(row["memory"]["mask_updates"])
+    later = list(enumerate(row["memory"]["peaks"]))[2:]
+    usual = [peak for i, peak in later if i not in renewals]
+    renewal = [peak for i, peak in later if i in renewals]
+    return max(usual) - base, max(renewal) - base if renewal else None

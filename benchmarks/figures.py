@@ -1,0 +1,106 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The pictures of the benchmarks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+from benchmarks.costs import costs
+from benchmarks.glue import metric_of
+
+INK, SOFT, LINE, MISS = "#1f2933", "#7b8794", "#2563a8", "#c2410c"
+COLOURS = ("#1f2933", "#2563a8", "#c2410c", "#0f766e", "#7c3aed", "#b45309", "#be185d", "#4d7c0f")
+
+
+def draw_costs(result: dict[str, Any], path: Path) -> None:
+    """Draw the time of every row: measured with quartiles, predicted, and the target."""
+    found = costs(result)
+    rows = sorted(
+        (r for r in result["rows"] if r["text"] != "none"), key=lambda r: found[r["text"]].ratio
+    )
+    figure, axes = plt.subplots(figsize=(8.5, 0.36 * len(rows) + 1.5), layout="constrained")
+    for y, row in enumerate(rows):
+        cost, target = found[row["text"]], row["target"]
+        colour = MISS if target is not None and cost.ratio > target else LINE
+        axes.plot([cost.low, cost.high], [y, y], color=colour, lw=5, alpha=0.3)
+        axes.plot(cost.ratio, y, "o", color=colour, ms=7)
+        axes.plot(row["predicted"]["time"], y, "D", mfc="white", mec=SOFT, ms=5, zorder=1)
+        if target is not None:
+            axes.plot([target, target], [y - 0.33, y + 0.33], color=INK, lw=1.6)
+    axes.set_yticks(range(len(rows)), [r["text"].replace(":", "\n", 1) for r in rows], fontsize=9)
+    axes.axvline(1.0, color=SOFT, lw=1, ls=":")
+    axes.set_xlim(left=0.9)
+    axes.set_xlabel("seconds per update relative to none")
+    axes.set_title(
+        f"{result['model']} on {result['task'].upper()}, "
+        f"{result['settings']['batch_size']} x {result['settings']['length']} tokens",
+        loc="left",
+        fontsize=11,
+    )
+    for label, style in {
+        "measured (bar: quartiles)": {"marker": "o", "color": LINE, "ms": 7},
+        "measured, above its target": {"marker": "o", "color": MISS, "ms": 7},
+        "predicted from the passes": {"marker": "D", "mfc": "white", "mec": SOFT, "ms": 5},
+        "target": {"marker": "|", "color": INK, "ms": 11, "mew": 1.6},
+    }.items():
+        axes.plot([], [], ls="", label=label, **style)  # type: ignore[arg-type]
+    axes.legend(loc="lower right", fontsize=9, frameon=False)
+    _finish(figure, axes, path, "x")
+
+
+def draw_scores(results: Sequence[dict[str, Any]], path: Path) -> None:
+    """Draw a task's main metric over the epochs, one line per run."""
+    metric = metric_of(results[0]["task"])
+    figure, axes = plt.subplots(figsize=(8.5, 4.2), layout="constrained")
+    ends = []
+    for i, result in enumerate(r for r in results if len(r["history"]) > 1):
+        colour = COLOURS[i % len(COLOURS)]
+        epochs = [entry["epoch"] for entry in result["history"]]
+        scores = [100 * entry[f"eval_{metric}"] for entry in result["history"]]
+        axes.plot(epochs, scores, "o-", color=colour, lw=1.8, ms=4.5)
+        ends.append((scores[-1], epochs[-1], f"{result['name']} ({max(scores):.1f})", colour))
+    _label(axes, ends)
+    axes.set_xlabel("epoch")
+    axes.set_title(
+        f"{results[0]['task'].upper()}: validation {metric.replace('_', ' ')} in percent "
+        "(in brackets: the best)",
+        loc="left",
+        fontsize=11,
+    )
+    axes.set_xmargin(0.03)
+    _finish(figure, axes, path, "y")
+
+
+def _label(axes: Any, ends: Sequence[tuple[float, float, str, str]]) -> None:
+    """Name every line at its end, names that would overlap pushed apart."""
+    low, high = axes.get_ylim()
+    gap, last = (high - low) / 22, float("-inf")
+    right = max(x for _, x, _, _ in ends)
+    for y, x, name, colour in sorted(ends):
+        last = max(y, last + gap)
+        axes.annotate(
+            name,
+            (x, y),
+            (right * 1.02, last),
+            color=colour,
+            fontsize=9,
+            va="center",
+            annotation_clip=False,
+        )
+
+
+def _finish(figure: Any, axes: Any, path: Path, grid: str) -> None:
+    axes.grid(axis=grid, color="#e4e7eb", lw=0.8)
+    axes.set_axisbelow(True)
+    for side in ("top", "right", "left" if grid == "y" else "top"):
+        axes.spines[side].set_visible(False)
+    axes.tick_params(length=0)
+    figure.savefig(path, dpi=130)
+    plt.close(figure)

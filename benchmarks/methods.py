@@ -1,0 +1,282 @@
+# SPDX-License-Identifier: Apache-2.0
+r"""Measure what an update of each method costs: seconds, passes and peak memory against `none`.
+
+python -m benchmarks.methods --model_name_or_path DIR --data_dir DIR --task_name mrpc
+
+Every row of `--methods` is a trainer with its own copy of the model, on the same examples in the
+same order, all padded to `--length`. The trainers take turns in one process: the first update of
+each (in an order that is drawn anew every time), the second of each, and so on, so that whatever
+else the machine does meets all of them alike. Peak memory is measured afterwards, in a short run
+of each by itself.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import dataclasses
+import os
+import random
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # before torch is loaded: its profiler is chatty
+
+import torch
+import transformers
+from datasets import Dataset, disable_progress_bars
+from torch import nn
+from transformers import PrinterCallback
+
+from benchmarks import machine
+from benchmarks.interleave import Stepped
+from benchmarks.memory import update_peaks
+from benchmarks.rows import TARGETS, Row, parse_rows, predicted
+from benchmarks.tables import cost_table
+from hf_sam import SAMTrainer, SAMTrainingArguments
+
+MEMORY_UPDATES = 6
+MEMORY_INTERVAL = 4
+"""Update that renews a mask in the run for memory, beside the first."""
+FIXED_BATCHES = 4
+
+
+@dataclass
+class Problem:
+    """What all rows train.
+
+    Attributes:
+        model: copied for every trainer.
+        data: examples in the order of training.
+        collate: makes a batch of a list of examples.
+        settings: the command line's.
+        folder: for whatever a trainer writes.
+    """
+
+    model: nn.Module
+    data: Dataset
+    collate: Any
+    settings: argparse.Namespace
+    folder: str
+
+    def trainer(self, row: Row, updates: int, **options: Any) -> SAMTrainer:
+        """Return a new trainer of a row for the first `updates` updates."""
+        settings = self.settings
+        arguments = SAMTrainingArguments(
+            self.folder,
+            sam=row.key,
+            sam_options=row.options | options,
+            max_steps=updates,
+            per_device_train_batch_size=settings.batch_size,
+            learning_rate=settings.learning_rate,
+            seed=settings.seed,
+            bf16=settings.bf16,
+            use_cpu=settings.use_cpu,
+            train_sampling_strategy="sequential",
+            dataloader_pin_memory=torch.cuda.is_available() and not settings.use_cpu,
+            logging_strategy="no",
+            save_strategy="no",
+            report_to="none",
+            disable_tqdm=True,
+        )
+        trainer = SAMTrainer(
+            model=copy.deepcopy(self.model),
+            args=arguments,
+            train_dataset=self.data.select(range(updates * settings.batch_size)),
+            data_collator=self.collate,
+        )
+        trainer.remove_callback(PrinterCallback)
+        return trainer
+
+    @torch.no_grad()
+    def loss(self, trainer: SAMTrainer) -> float:
+        """Return the loss on the first batches, without dropout."""
+        size = self.settings.batch_size
+        batches = min(FIXED_BATCHES, self.settings.updates)
+        total = 0.0
+        trainer.model.eval()
+        for start in range(0, batches * size, size):
+            batch = self.collate([self.data[i] for i in range(start, start + size)])
+            total += float(trainer.model(**trainer._prepare_inputs(batch)).loss)
+        trainer.model.train()
+        return total / batches
+
+
+def prepare(settings: argparse.Namespace, folder: str) -> Problem:
+    """Read model and data as `run_glue.py` does.
+
+    Raises:
+        ValueError: something that was given cannot be used.
+    """
+    from glue_scripts.arguments import parse_arguments
+    from glue_scripts.run_glue import prepare as prepare_run
+
+    flags = {
+        "model_name_or_path": settings.model_name_or_path,
+        "data_dir": settings.data_dir,
+        "task_name": settings.task_name,
+        "max_seq_length": settings.length,
+        "seed": settings.seed,
+        "use_cpu": settings.use_cpu,
+        "output_dir": folder,
+        "do_train": True,
+        "sam": "none",
+        "report_to": "none",
+    }
+    argv = [f"--{name}={value}" for name, value in flags.items() if value is not None]
+    run = prepare_run(*parse_arguments(argv)).trainer
+    order = list(range(len(run.train_dataset)))
+    random.Random(settings.seed).shuffle(order)
+    wanted = max(settings.updates, MEMORY_UPDATES) * settings.batch_size
+    order *= -(-wanted // len(order))
+    return Problem(
+        run.model, run.train_dataset.select(order[:wanted]), run.data_collator, settings, folder
+    )
+
+
+def measure(problem: Problem, rows: Sequence[Row]) -> dict[str, Any]:
+    """Return the whole result, as it is written."""
+    settings = problem.settings
+    weights = [p for p in problem.model.parameters() if p.requires_grad]
+    measured = {row.text: _describe(row, settings) for row in rows}
+    before = machine.hardware()
+    for text, samples in _interleaved(problem, rows):
+        measured[text] |= samples
+    if settings.memory:
+        for row in rows:
+            measured[row.text]["memory"] = _memory(problem, row)
+    return {
+        "kind": "methods",
+        "command": settings.command,
+        "model": Path(settings.model_name_or_path).name,
+        "task": settings.task_name,
+        "settings": {
+            name: getattr(settings, name)
+            for name in ("updates", "drop", "batch_size", "length", "learning_rate", "bf16", "seed")
+        },
+        "parameters": sum(p.numel() for p in weights),
+        "parameter_bytes": sum(p.numel() * p.element_size() for p in weights),
+        "hardware": before | {"load_at_end": machine.hardware()["load"]},
+        "versions": machine.versions(),
+        "rows": list(measured.values()),
+    }
+
+
+def _describe(row: Row, settings: argparse.Namespace) -> dict[str, Any]:
+    return {
+        "text": row.text,
+        "sam": row.key,
+        "options": row.options,
+        "method": row.method.describe(),
+        "target": TARGETS.get(row.text),
+        "predicted": dataclasses.asdict(predicted(row.method, settings.batch_size)),
+        "mask_updates": [0] if row.renews else [],
+    }
+
+
+def _interleaved(problem: Problem, rows: Sequence[Row]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Train all rows in turns; yield the samples of each."""
+    settings = problem.settings
+    trainers = {row.text: problem.trainer(row, settings.updates) for row in rows}
+    before = problem.loss(trainers["none"])
+    runs = {text: Stepped(trainer, text) for text, trainer in trainers.items()}
+    order = random.Random(settings.seed)
+    try:
+        for update in range(settings.updates):
+            for text in order.sample(list(runs), len(runs)):
+                runs[text].step()
+            _say(f"update {update + 1} of {settings.updates}")
+    finally:
+        for run in runs.values():
+            run.finish()
+    for text, run in runs.items():
+        losses = {"fixed_loss": [before, problem.loss(trainers[text])]}
+        yield text, dataclasses.asdict(run.recorder.samples) | losses
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def _memory(problem: Problem, row: Row) -> dict[str, Any]:
+    """Measure the peaks of a few updates; a mask is renewed in one of them, from few examples."""
+    options: dict[str, Any] = {"update_interval": MEMORY_INTERVAL} if row.renews else {}
+    if row.key == "ssam_f":
+        options["fisher_samples"] = 8
+    peaks, samples = update_peaks(problem.trainer(row, MEMORY_UPDATES, **options))
+    _say(f"memory of {row.text}")
+    return {
+        "peaks": peaks,
+        "forwards": samples.forwards,
+        "mask_updates": [0, MEMORY_INTERVAL] if row.renews else [],
+    }
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.methods",
+        description="Measure what an update of each method costs.",
+    )
+    add = parser.add_argument
+    add("--model_name_or_path", required=True)
+    add("--task_name", required=True, help="GLUE task")
+    add("--data_dir", help="folder with <task>/<split>.parquet; default: the Hub")
+    add("--updates", type=int, default=20)
+    add("--drop", type=int, default=2, help="first updates that do not count")
+    add("--batch_size", type=int, default=16)
+    add("--length", type=int, default=64, help="tokens that every example is padded to")
+    add(
+        "--methods",
+        default=",".join(TARGETS),
+        help="rows: KEY or KEY:OPTION=VALUE,..., commas between",
+    )
+    add("--learning_rate", type=float, default=5e-5)
+    add("--seed", type=int, default=1)
+    add("--bf16", action="store_true", help="forward passes under autocast to bfloat16")
+    add("--use_cpu", action="store_true", help="even where there is a GPU")
+    add("--memory", action=argparse.BooleanOptionalAction, default=True, help="measure it, too")
+    add("--output_dir", type=Path, default=machine.RESULTS)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> Path:
+    """Measure as the command line says, print the table, and return the file of the result.
+
+    Raises:
+        ValueError: something that was given cannot be used.
+    """
+    words = sys.argv[1:] if argv is None else list(argv)
+    settings = _parser().parse_args(words)
+    rows = parse_rows(settings.methods)
+    if not 0 <= settings.drop < settings.updates or settings.batch_size < 1:
+        raise ValueError(
+            f"--updates {settings.updates} --drop {settings.drop} --batch_size "
+            f"{settings.batch_size}: give at least one example and one update that counts"
+        )
+    settings.command = machine.command("benchmarks.methods", words)
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    disable_progress_bars()
+    with tempfile.TemporaryDirectory() as folder:
+        result = measure(prepare(settings, folder), rows)
+    path = settings.output_dir / _file_name(result, settings)
+    machine.write(path, result)
+    print(cost_table(result))
+    return path
+
+
+def _file_name(result: dict[str, Any], settings: argparse.Namespace) -> str:
+    words = ["methods", result["model"], result["task"]]
+    if torch.cuda.is_available() and not settings.use_cpu:
+        words.append("cuda")
+    if settings.bf16:
+        words.append("bf16")
+    return "-".join(words) + ".json"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,281 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`python -m benchmarks.tables` writes README.md and the pictures from the results, as they are."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks import machine
+from benchmarks.costs import Cost, costs
+from benchmarks.glue import metric_of
+
+Result = dict[str, Any]
+MB = 2**20
+
+INTRODUCTION = """\
+# Benchmarks
+
+What each method costs, and what it brings, as measured: every number here comes from a file in
+`results/`, which holds the command, the versions, the machine, the seed and all samples. This page
+and its pictures are written by `python -m benchmarks.tables`; do not edit them.
+
+| command | does |
+|---|---|
+| `make bench` | lists results, and measures a tiny model (a minute or two) |
+| `python -m benchmarks.methods ...` | the same for a model and a task of yours, on CPU or GPU |
+| `python -m benchmarks.glue run PLAN` | the accuracy runs of a plan (`plans/`), resumable |
+| `python -m benchmarks.glue collect DIR ...` | takes over finished runs of `run_glue.py` |
+| `python -m benchmarks.tables` | this page |
+"""
+
+COSTS = """\
+## What an update costs: {model} on {task}{where}
+
+{updates} updates of {batch_size} x {length} tokens, {precision}AdamW at {learning_rate:g}, seed \
+{seed}; {parameters:.1f} M parameters, so 1 P = {p:.0f} MB. All rows take turns, update by update, \
+in one process; the first {drop} updates do not count. `none` takes {seconds:.3f} s per update \
+(quartiles {low:.3f} to {high:.3f}).
+
+{hardware}
+
+```bash
+{command}
+```
+
+{table}
+
+*Time* is seconds per update relative to the same update of `none`: the median, in brackets the
+quartiles; for rows with updates of one pass and of two (`looksam`, `late_sam`, `ss_sam`) the mean
+of the medians of both kinds, in the mix that the schedule has on average. *CPU* is the same of the
+process's CPU seconds, which leave out the time that other programs took away. *Predicted* follows
+from the method's definition, for a backward pass that takes twice its forward and nothing beside
+the passes. *Passes* are examples forwarded and gone backward through, per example of the update.
+Renewals of a mask (the first update of `ssam_f` and `ssam_d`) are left out of all of these.
+*Memory* is the peak beyond that of `none`, in brackets in an update that renews a mask. *Loss* is
+that of the first batches, without dropout, before and after the run.
+
+![seconds per update relative to none]({picture})
+"""
+
+SCORES = """\
+## What it brings: {title}
+
+{table}
+"""
+
+SCORES_NOTE = """
+*Best* is the best of the evaluations during the training, after that many epochs; *last* is the
+model at the end. Seconds and memory are those of the whole process, on a machine that did other
+work at the same time.
+"""
+
+
+def cost_table(result: Result) -> str:
+    """Return the Markdown table of a result of `benchmarks.methods`."""
+    found = costs(result)
+    size = result["parameter_bytes"]
+    head = [
+        "method",
+        "time",
+        "predicted",
+        "target",
+        "met?",
+        "CPU",
+        "passes",
+        "memory (MB)",
+        "(P)",
+        "loss",
+    ]
+    rows = []
+    for row in result["rows"]:
+        cost, predicted = found[row["text"]], row["predicted"]
+        rows.append([
+            f"`{row['text']}`",
+            f"{cost.ratio:.2f} ({cost.low:.2f} to {cost.high:.2f})",
+            f"{predicted['time']:.2f}",
+            "" if row["target"] is None else f"{row['target']:.2f}",
+            _verdict(cost, row["target"]),
+            "" if cost.cpu is None else f"{cost.cpu:.2f}",
+            _passes(cost, predicted),
+            _memory(cost, MB, ".0f"),
+            _memory(cost, size, ".2f"),
+            "{:.3f} → {:.3f}".format(*row["fixed_loss"]),
+        ])
+    return markdown(head, rows)
+
+
+def _verdict(cost: Cost, target: float | None) -> str:
+    if target is None:
+        return ""
+    return "yes" if cost.ratio <= target else "**no**"
+
+
+def _passes(cost: Cost, predicted: dict[str, float]) -> str:
+    """Return forwards / backwards, and the prediction where it differs by more than the coin."""
+    text = f"{cost.forwards:.2f} / {cost.backwards:.2f}"
+    pairs = ((cost.forwards, predicted["forwards"]), (cost.backwards, predicted["backwards"]))
+    if all(abs(measured - wanted) < 0.005 for measured, wanted in pairs):
+        return text
+    return f"{text} (predicted {predicted['forwards']:.2f} / {predicted['backwards']:.2f})"
+
+
+def _memory(cost: Cost, unit: float, form: str) -> str:
+    if cost.extra is None:
+        return ""
+    text = format(cost.extra / unit, form)
+    if cost.extra_renewal is not None:
+        text += f" ({format(cost.extra_renewal / unit, form)})"
+    return text
+
+
+def markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Return a Markdown table."""
+    lines = [head, ["---"] + ["---:"] * (len(head) - 1), *rows]
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
+
+
+def cost_section(result: Result, picture: str) -> str:
+    """Return what the page says about one result of `benchmarks.methods`."""
+    settings = result["settings"]
+    plain = next(row for row in result["rows"] if row["text"] == "none")
+    seconds = sorted(plain["seconds"][settings["drop"] :])
+    return COSTS.format(
+        **settings,
+        model=result["model"],
+        task=result["task"].upper(),
+        where=" (GPU)" if "gpu" in result["hardware"] else "",
+        precision="bfloat16 autocast, " if settings["bf16"] else "",
+        parameters=result["parameters"] / 1e6,
+        p=result["parameter_bytes"] / MB,
+        seconds=seconds[len(seconds) // 2],
+        low=seconds[len(seconds) // 4],
+        high=seconds[3 * len(seconds) // 4],
+        hardware=_where(result["hardware"], result["versions"]),
+        command=result["command"],
+        table=cost_table(result),
+        picture=picture,
+    )
+
+
+def _where(hardware: dict[str, Any], versions: dict[str, str]) -> str:
+    words = [hardware["gpu"]] if "gpu" in hardware else []
+    words.append(
+        f"{hardware['cpu']}, {hardware['cores']} cores, {hardware['threads']} thread"
+        f"{'s' if hardware['threads'] > 1 else ''} of torch, load {hardware['load']:g} at the start"
+    )
+    if "load_at_end" in hardware:
+        words[-1] += f" and {hardware['load_at_end']:g} at the end"
+    return "; ".join([*words, ", ".join(f"{k} {v}" for k, v in versions.items())]) + "."
+
+
+def score_sections(results: Sequence[Result]) -> list[str]:
+    """Return what the page says about the GLUE runs, a section per task."""
+    sections = []
+    for task in dict.fromkeys(result["task"] for result in results):
+        runs = sorted((r for r in results if r["task"] == task), key=_order)
+        sections.append(SCORES.format(title=task.upper(), table=_score_table(runs)))
+    return sections + [SCORES_NOTE] if sections else []
+
+
+def _order(result: Result) -> tuple[Any, ...]:
+    method = result["all_results"]["sam"]["method"]
+    return (_schedule(result), method["name"] != "Plain", method["name"], str(method.get("rho")))
+
+
+def _score_table(results: Sequence[Result]) -> str:
+    head = ["run", "method", "radius", "schedule", "seed", "best", "last", "s/update", "MB"]
+    return markdown(head, [_score_row(result) for result in results])
+
+
+def _score_row(result: Result) -> list[str]:
+    everything = result["all_results"]
+    method, arguments = everything["sam"]["method"], everything["arguments"]
+    best = _scores(result["best"], result["task"])
+    if result["history"]:
+        best += f" (epoch {result['best']['epoch']:g})"
+    return [
+        result["name"],
+        f"`{arguments.get('sam', 'sam')}`",
+        _radius(method),
+        _schedule(result),
+        str(arguments.get("seed", 42)),
+        best,
+        _scores(result["final"], result["task"]),
+        f"{everything['median_seconds_per_update']:.2f}",
+        f"{everything['max memory (MB)']:.0f}",
+    ]
+
+
+def _radius(method: dict[str, Any]) -> str:
+    rho = method.get("rho")
+    return "" if rho is None else f"{rho:g}" if isinstance(rho, float) else str(rho)
+
+
+def _schedule(result: Result) -> str:
+    arguments = result["all_results"]["arguments"]
+    batch = arguments.get("per_device_train_batch_size", 8)
+    if arguments.get("max_steps", -1) > 0:
+        return f"{arguments['max_steps']} updates of {batch}"
+    return f"{arguments.get('num_train_epochs', 3):g} epochs, batches of {batch}"
+
+
+def _scores(scores: dict[str, float], task: str) -> str:
+    main = metric_of(task)
+    others = ("accuracy", "f1", "accuracy_mm", "matthews_correlation", "pearson", "spearmanr")
+    names = [main] + [name for name in others if name != main and f"eval_{name}" in scores]
+    short = {"accuracy": "acc", "matthews_correlation": "MCC", "f1": "F1", "accuracy_mm": "acc mm"}
+    return ", ".join(f"{short.get(n, n)} {100 * scores[f'eval_{n}']:.1f}" for n in names)
+
+
+def readme(results: dict[str, Result]) -> str:
+    """Return the page.
+
+    Args:
+        results: file name without suffix -> result.
+    """
+    parts = [INTRODUCTION]
+    for name, result in results.items():
+        if result["kind"] == "methods":
+            parts.append(cost_section(result, f"results/{name}.png"))
+    glue = [result for result in results.values() if result["kind"] == "glue"]
+    parts += score_sections(glue)
+    parts += [
+        f"![{task} over the epochs](results/glue-{task}.png)\n" for task in tasks_with_curves(glue)
+    ]
+    return "\n".join(parts)
+
+
+def tasks_with_curves(results: Iterable[Result]) -> list[str]:
+    """Return the tasks that were evaluated more than once in some run."""
+    return list(dict.fromkeys(r["task"] for r in results if len(r["history"]) > 1))
+
+
+def read_results(folder: Path) -> dict[str, Result]:
+    """Return all results of a folder by name."""
+    return {path.stem: machine.read(path) for path in sorted(folder.glob("*.json"))}
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Write the page and its pictures."""
+    from benchmarks import figures
+
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.tables", description=__doc__)
+    parser.add_argument("--results", type=Path, default=machine.RESULTS)
+    folder = parser.parse_args(argv).results
+    results = read_results(folder)
+    for name, result in results.items():
+        if result["kind"] == "methods":
+            figures.draw_costs(result, folder / f"{name}.png")
+    glue = [result for result in results.values() if result["kind"] == "glue"]
+    for task in tasks_with_curves(glue):
+        figures.draw_scores([r for r in glue if r["task"] == task], folder / f"glue-{task}.png")
+    page = folder.parent / "README.md"
+    page.write_text(readme(results), encoding="utf-8")
+    print(f"wrote {page.name} from {len(results)} results")
+
+
+if __name__ == "__main__":
+    main()

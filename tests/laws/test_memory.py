@@ -1,0 +1,243 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Law 10: memory is counted, in P, the size of the trainable parameters.
+
+What torch allocates on CPU is read from its profiler, so the numbers are exact. The models are made
+of weights: batches are tiny and SGD needs nothing of its own, so nothing hides behind them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.profiler import ProfilerActivity, profile, record_function
+from transformers import BertConfig, BertForSequenceClassification, Trainer
+
+from hf_sam import METHODS, Landscape, Method, Progress
+from hf_sam.engine import perturbation
+from hf_sam.methods import rsam
+from tests.cases import CASES, Case
+from tests.toys import examples, make_trainer
+
+UPDATES = 6
+WIDTH = 64
+SLACK = 0.02
+Peaks = dict[str, int]
+
+
+@pytest.fixture(autouse=True)
+def _small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Scratch memory is at most some tensors of CHUNK numbers: here in proportion to the model."""
+    monkeypatch.setattr(perturbation, "CHUNK", 1 << 10)
+
+
+class Deep:
+    """A chain of square matrices under a tanh each, for bare Landscapes.
+
+    Attributes:
+        bytes: P.
+    """
+
+    def __init__(self, layers: int = 64, rows: list[int] | None = None) -> None:
+        draw = torch.Generator().manual_seed(0)
+        shapes = [(r, WIDTH) for r in rows or [WIDTH] * layers]
+        self.params = [nn.Parameter(torch.randn(s, generator=draw) / WIDTH**0.5) for s in shapes]
+        self.bytes = sum(p.numel() * p.element_size() for p in self.params)
+
+    def losses(self, x: Tensor) -> Tensor:
+        for p in self.params:
+            x = torch.tanh(x @ p.T) @ torch.ones(p.shape[0], 1) + x
+        return x.square().sum(1)
+
+    def backward(self, x: Tensor, share: Any = 1.0, with_losses: bool = False) -> Any:
+        losses = self.losses(x)
+        loss = losses.mean() * share
+        loss.backward()
+        return (loss.detach(), losses.detach()) if with_losses else loss.detach()
+
+    def per_example(self, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            return self.losses(x)
+
+    def batch(self, seed: int, n: int) -> Tensor:
+        return torch.randn(n, WIDTH, generator=torch.Generator().manual_seed(seed))
+
+    def landscape(self, step: int, batches: int, **more: Any) -> Landscape:
+        return Landscape(
+            self.params,
+            list(self.batch(step, 4).chunk(batches)),
+            self.backward,
+            progress=Progress(step, UPDATES),
+            seed=1,
+            names=[f"{i}.weight" for i in range(len(self.params))],
+            per_example=self.per_example,
+            sample=lambda n, generator: [self.batch(100 + i, 1) for i in range(n)],
+            **more,
+        )
+
+
+def mark(name: str) -> None:
+    with record_function(f"mark {name}"):
+        pass
+
+
+def counted(work: Callable[[], None]) -> Peaks:
+    """Return the most bytes alive after each mark, beyond those before the work."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as found:
+        work()
+    peaks, now, name = {"": 0}, 0, ""
+    for event in sorted(found.profiler.kineto_results.events(), key=lambda e: e.start_ns()):
+        if event.name() == "[memory]":
+            now += event.nbytes()
+        elif event.name().startswith("mark "):
+            name = event.name().removeprefix("mark ")
+        peaks[name] = max(peaks.get(name, now), now)
+    return peaks
+
+
+def updates(method: Method, model: Deep, batches: int = 1) -> Peaks:
+    """Return the peaks of UPDATES updates with SGD, by update and phase."""
+    optimizer = torch.optim.SGD(model.params, lr=1e-3)
+
+    def work() -> None:
+        for step in range(UPDATES):
+            mark(f"{step} start")
+            at = model.landscape(step, batches, on_phase=lambda p, step=step: mark(f"{step} {p}"))
+            at.engine.give(model.params, method(at))
+            mark(f"{step} optimizer")
+            optimizer.step()
+            optimizer.zero_grad()
+
+    return counted(work)
+
+
+def extra(method: Method, batches: int = 1, model: Deep | None = None) -> list[float]:
+    """Return each update's peak beyond the plain Trainer's, in P."""
+    model = model or Deep()
+    plain = max(updates(METHODS["none"](), model, batches).values())
+    found = updates(method, model, batches)
+    steps = [[n for k, n in found.items() if k.startswith(f"{s} ")] for s in range(UPDATES)]
+    return [(max(peaks) - plain) / model.bytes for peaks in steps]
+
+
+def draw_in_torch(like: Tensor, key: tuple[int, ...]) -> Tensor:
+    """Return R-SAM's noise where torch counts it; numpy's memory it does not see."""
+    return torch.randn(like.shape, generator=torch.Generator().manual_seed(key[2]))
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize("batches", [1, 4])
+def test_each_row_says_its_memory(
+    case: Case, batches: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At most what its row says, and not much less; accumulation adds nothing to it."""
+    monkeypatch.setattr(rsam, "normal", draw_in_torch)
+    found = extra(METHODS[case.key](**case.options), batches)
+    if case.mask_p is not None:  # the first update makes the mask
+        assert found[0] == pytest.approx(case.mask_p, abs=SLACK)
+        found = found[1:]
+    assert max(found) <= case.extra_p + SLACK
+    if case.key != "esam":  # which perturbs some tensors by chance
+        assert max(found) >= case.extra_p - SLACK
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_each_page_says_it_too(case: Case) -> None:
+    assert f"{case.extra_p:g}" in METHODS[case.key].memory
+
+
+@pytest.mark.parametrize("key", ["sam", "asam", "stable_sam", "looksam"])
+def test_one_large_tensor_needs_no_copy_of_itself(key: str) -> None:
+    """As a language model's embeddings: most of the weights."""
+    found = extra(METHODS[key](), model=Deep(rows=[WIDTH] * 8 + [40 * WIDTH]))
+    assert max(found) <= next(c.extra_p for c in CASES if c.key == key) + SLACK
+
+
+def test_groups_add_nothing_to_each_other() -> None:
+    assert max(extra(METHODS["msam"](micro_batches=4))) == pytest.approx(2.0, abs=SLACK)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "mask"), [("structured", 0.0), ("2:4", 0.25), ("unstructured", 0.25)]
+)
+def test_sparse_sam_saves_what_it_perturbs(pattern: str, mask: float) -> None:
+    """A snapshot of half the weights, and the mask of one byte per weight."""
+    found = extra(METHODS["ssam_f"](pattern=pattern, fisher_samples=2))
+    assert max(found[1:]) == pytest.approx(0.5 + mask, abs=SLACK)
+
+
+@pytest.mark.parametrize("sparsity", [0.0, 0.9])
+def test_sparse_sam_follows_its_sparsity(sparsity: float) -> None:
+    found = extra(METHODS["ssam_d"](sparsity=sparsity))
+    assert max(found[1:]) == pytest.approx(1 - sparsity + 0.25, abs=SLACK)
+
+
+@pytest.mark.parametrize("growth", ["random", "gradient"])
+@pytest.mark.parametrize("drop", ["weight", "gradient"])
+def test_an_exchange_holds_one_set_of_scores(growth: str, drop: str) -> None:
+    """Beside three masks: the old one, what stays and what comes."""
+    found = extra(METHODS["ssam_d"](update_interval=1, growth=growth, drop=drop))
+    assert max(found) <= 1.75 + SLACK
+
+
+class Matrices(nn.Module):
+    """A model of Trainer's kind that is nearly all weights."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.layers = nn.ModuleList(nn.Linear(128, 128, bias=False) for _ in range(64))
+
+    def forward(self, x: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        for layer in self.layers:
+            x = torch.tanh(layer(x))
+        return {"loss": nn.functional.cross_entropy(x, labels), "logits": x}
+
+
+def training(folder: Path, model: nn.Module, data: list[Any], **settings: Any) -> int:
+    """Return the peak of a short training, in bytes."""
+    settings = {"max_steps": 3, "optim": "sgd", "logging_steps": 2, **settings}
+    trainer = make_trainer(folder, built=model, data=data, **settings)
+    return max(counted(lambda: trainer.train() and None).values())
+
+
+@pytest.mark.parametrize("accumulation", [1, 4])
+def test_sam_in_trainer(accumulation: int, tmp_path: Path) -> None:
+    """At most 1 P beyond the plain Trainer, with clipping and logging, however long the window."""
+    data = [{"x": torch.randn(128), "labels": i % 2} for i in range(24)]
+    common = {
+        "data": data,
+        "per_device_train_batch_size": 2,
+        "gradient_accumulation_steps": accumulation,
+    }
+    model = Matrices()
+    size = sum(p.numel() * 4 for p in model.parameters())
+    plain = training(tmp_path, model, cls=Trainer, **common)
+    none = training(tmp_path, model, sam="none", **common)
+    sam = training(tmp_path, model, sam="sam", **common)
+    assert (none - plain) / size == pytest.approx(0.0, abs=SLACK)
+    assert (sam - plain) / size == pytest.approx(1.0, abs=SLACK)
+
+
+@pytest.mark.parametrize("key", ["sam", "friendly_sam", "msam", "looksam"])
+def test_an_adapter_costs_nothing(key: str, tmp_path: Path) -> None:
+    """LoRA: below 1 % of the model."""
+    from peft import LoraConfig, get_peft_model
+
+    config = BertConfig(
+        vocab_size=200,
+        hidden_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=512,
+    )
+    adapter = LoraConfig(task_type="SEQ_CLS", r=2, target_modules=["query", "value"])
+    model = get_peft_model(BertForSequenceClassification(config), adapter)
+    size = sum(p.numel() * p.element_size() for p in model.parameters())
+    common = {"model": model, "data": examples("bert", 24), "per_device_train_batch_size": 8}
+    plain = training(tmp_path, sam="none", **common)
+    assert abs(training(tmp_path, sam=key, **common) - plain) < 0.01 * size
