@@ -3,15 +3,13 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import logging
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,13 +20,10 @@ from . import __version__
 from .arguments import build_method, main_method, option
 from .callbacks.memory import MemoryCallback
 from .engine.checkpoint import load_state, save_state
-from .engine.per_example import per_example_losses
 from .engine.replay import Replay, norm_buffers
-from .engine.scaling import honours_num_items
 from .engine.sharding import AcceleratedEngine
-from .engine.support import check_ascent_sync, check_engine, check_optimizer
+from .engine.support import check_engine, check_optimizer
 from .engine.window import (
-    Batch,
     BatchSlicer,
     Window,
     check_cuttable,
@@ -39,30 +34,13 @@ from .engine.window import (
 from .landscape import Landscape, Progress
 from .methods import Method, Plain
 from .parts.where import choose
+from .passes import Passes
 from .readings import Readings
 
 logger = logging.getLogger(__name__)
 
-if TYPE_CHECKING:
-    Behind = Trainer
-else:
-    Behind = object  # whatever Trainer the mixin is put in front of
 
-
-@dataclass
-class Pass:
-    """What `compute_loss` is told about the pass that it is called in.
-
-    Attributes:
-        share: the loss is multiplied by it; None where Trainer's own scaling is the right one.
-        losses: filled with the per-example losses (B,) where they are wanted.
-    """
-
-    share: Any = None
-    losses: list[Tensor] | None = None
-
-
-class SAMMixin(Behind):
+class SAMMixin(Passes):
     """Put in front of a Trainer class: `class SAMSeq2SeqTrainer(SAMMixin, Seq2SeqTrainer): ...`.
 
     Every pass of a method is the class's own `training_step`; the optimizer, the scheduler,
@@ -91,10 +69,7 @@ class SAMMixin(Behind):
     ) -> None:
         self._sam_given = sam
         self._per_example_loss_func = per_example_loss_func
-        self._pass: Pass | None = None
-        self._counting = False
         self._window: Window | None = None
-        self._honours: bool | None = None
         self.model: Any
         self.optimizer: Any
         self._orphan_warned = False
@@ -105,7 +80,6 @@ class SAMMixin(Behind):
         super().__init__(*args, **kwargs)
         self._method = build_method(self.args, sam)
         check_engine(self)
-        check_ascent_sync(option(self.args, "sam_ascent_sync"), self._method)
         if not any(p.requires_grad for p in self.model.parameters()):
             raise ValueError(
                 "model has no trainable parameter: unfreeze some (requires_grad_), or add an "
@@ -295,65 +269,6 @@ class SAMMixin(Behind):
             on_phase=self._memory.announce if self._memory is not None else None,
         )
 
-    def _backward(
-        self, model: nn.Module, window: Window, batch: Batch, share: Any, with_losses: bool = False
-    ) -> Any:
-        """Run the class's own `training_step`, which for a whole micro-batch does all scaling
-        itself.
-        """
-        for stray in self._strays:
-            stray.grad = None
-        if batch.drawn:
-            return self._backward_drawn(model, batch)
-        losses: list[Tensor] | None = [] if with_losses else None
-        self._pass = Pass(None if batch.whole else share, losses)
-        steps, num_items = self.current_gradient_accumulation_steps, window.num_items
-        try:
-            if not batch.whole:
-                self.current_gradient_accumulation_steps = 1
-                num_items = self._items_of(batch, num_items)
-            loss = super().training_step(model, copy.copy(batch.inputs), num_items)
-        finally:
-            self.current_gradient_accumulation_steps, self._pass = steps, None
-        return loss if losses is None else (loss, losses[0])
-
-    def _items_of(self, batch: Batch, num_items: Any) -> Any:
-        """Return the count for which Trainer computes a part's own mean."""
-        if num_items is None:
-            return None
-        count = BatchSlicer(self._loss_shifts_labels).weight(batch) * self._ranks_counted()
-        return torch.as_tensor(count, device=self.args.device).clamp(min=1)
-
-    def _ranks_counted(self) -> int:
-        """Return by what Trainer multiplies a loss whose items it has counted on all ranks."""
-        return self.accelerator.num_processes if self.args.average_tokens_across_devices else 1
-
-    def _backward_drawn(self, model: nn.Module, batch: Batch) -> Tensor:
-        """Run forward and backward of a drawn example, without dropout and with the running
-        statistics.
-        """
-        model.eval()
-        try:
-            with self.compute_loss_context_manager():
-                loss: Any = super().compute_loss(model, copy.copy(batch.inputs))
-            self.accelerator.backward(loss)
-        finally:
-            model.train()
-        return loss.detach()
-
-    def _forward_per_example(self, model: nn.Module, batch: Batch) -> Tensor:
-        """Return the losses (B,) where the weights stand, of a forward in training mode without
-        a graph.
-        """
-        self._pass = Pass(losses=[])
-        try:
-            with torch.no_grad(), self.compute_loss_context_manager():
-                self.compute_loss(model, self._prepare_inputs(copy.copy(batch.inputs)))
-            assert self._pass.losses is not None
-            return self._pass.losses[0]
-        finally:
-            self._pass = None
-
     def _progress(self) -> Progress:
         total = self.state.max_steps
         group = self.optimizer.param_groups[0]
@@ -374,75 +289,6 @@ class SAMMixin(Behind):
                 f"micro-batches of an "
                 "update; Trainer makes no update of them, so they are dropped. Said once."
             )
-
-    # -- the loss's scale -----------------------------------------------------------------------
-
-    def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> Any:
-        """Count the items only for a loss that honours the count, which is found out once by asking
-        it.
-
-        Trainer believes a model that takes `**kwargs`; `BertForSequenceClassification` takes them
-        and ignores the count, which makes its accumulated gradient too large.
-        """
-        num_items = super()._get_num_items_in_batch(batch_samples, device)
-        matters = self.args.gradient_accumulation_steps > 1 or self.args.world_size > 1
-        if num_items is not None and self._honours is None and matters and self._counting:
-            self._honours = self._ask_loss(batch_samples[0], num_items)
-            if self._honours is False:
-                logger.warning(
-                    f"The loss of {type(self.model).__name__} ignores num_items_in_batch, though "
-                    f"Trainer believes the "
-                    "opposite: its accumulated gradient would be too large. It is divided as it "
-                    "should be."
-                )
-        return None if self._honours is False else num_items
-
-    def _ask_loss(self, batch: Any, num_items: Any) -> bool | None:
-        n = torch.as_tensor(num_items, device=self.args.device)
-
-        def loss_of(items: Tensor) -> Tensor:
-            inputs = self._prepare_inputs(copy.copy(batch))
-            with self.compute_loss_context_manager():
-                return self.compute_loss(self.model, inputs, num_items_in_batch=items)
-
-        answer = honours_num_items(loss_of, n, self._new_replay())
-        if self.accelerator.num_processes > 1:
-            said = torch.tensor([2 if answer is None else int(answer)], device=self.args.device)
-            torch.distributed.broadcast(said, 0)
-            answer = None if said.item() == 2 else bool(said.item())
-        return answer
-
-    def compute_loss(  # type: ignore[override]
-        self, model: nn.Module, inputs: Any, return_outputs: bool = False, **kwargs: Any
-    ) -> Any:
-        """Compute the loss as the class behind, with the scale and the per-example losses that a
-        pass wants.
-        """
-        now = self._pass or Pass()
-        labels = inputs.get("labels") if now.losses is not None else None
-        with_outputs = return_outputs or now.losses is not None
-        result = super().compute_loss(model, inputs, return_outputs=with_outputs, **kwargs)
-        loss, outputs = result if with_outputs else (result, None)
-        if now.losses is not None:
-            now.losses.append(self._per_example(outputs, labels))
-        if self.compute_loss_func is not None and self._honours is False and model.training:
-            loss = loss / self.current_gradient_accumulation_steps  # which Trainer will not do
-        if now.share is not None:
-            loss = (loss * now.share).to(loss)
-        return (loss, outputs) if return_outputs else loss
-
-    def _per_example(self, outputs: Any, labels: Any) -> Tensor:
-        if self._per_example_loss_func is not None:
-            losses = self._per_example_loss_func(outputs, labels)
-            if isinstance(losses, Tensor) and losses.ndim == 1:
-                return losses.detach()
-            found = tuple(losses.shape) if isinstance(losses, Tensor) else type(losses).__name__
-            raise ValueError(
-                f"per_example_loss_func returned {found}; it must return losses of shape (B,)"
-            )
-        smoothing = self.label_smoother.epsilon if self.label_smoother is not None else 0.0
-        shifted, config = self._loss_shifts_labels, getattr(self.model, "config", None)
-        return per_example_losses(outputs, labels, config, shifted=shifted, smoothing=smoothing)
 
     # -- logs, checkpoints, cards ---------------------------------------------------------------
 

@@ -28,9 +28,10 @@ MAY_IMPORT = {
     "callbacks": {"vector", "landscape"},
     "sharpness": {"vector", "landscape"},
     "readings": set(),
+    "passes": {"engine"},
     "trainer": {
         *("vector", "engine", "landscape", "parts", "methods", "arguments"),
-        *("callbacks", "readings"),
+        *("callbacks", "readings", "passes", "__version__"),
     },
 }
 OUTERMOST = {"__init__", "__main__", "cli"}  # may import every room

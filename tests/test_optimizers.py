@@ -57,7 +57,7 @@ def test_rho_zero_is_the_plain_trainer(tmp_path: Path, name: str) -> None:
     sam = train(tmp_path, optim=name, sam_rho=0, **settings)
     assert_equal(weights(sam), weights(plain))
     mine, theirs = moments(sam), moments(plain)
-    assert len(theirs) > 0 or name == "sgd"
+    assert len(theirs) > 0 or name in ("sgd", "grokadamw")  # without momentum; kept elsewhere
     assert_equal(mine, theirs)
     for key in ("loss", "grad_norm", "learning_rate"):
         assert logged(sam, key) == logged(plain, key)

@@ -72,9 +72,7 @@ class Sampler:
         self._seen = [0]
         stop = threading.Event()
         work = (read, self._seen, stop)  # not self, so that a forgotten sampler ends, too
-        self.thread = threading.Thread(
-            target=_sample, args=work, name="hf_sam memory", daemon=True
-        )
+        self.thread = threading.Thread(target=_sample, args=work, name="hf_sam memory", daemon=True)
         self.thread.start()
         self._end = weakref.finalize(self, stop.set)
 

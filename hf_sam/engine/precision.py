@@ -57,9 +57,10 @@ class LossScaling:
         inverse = self.scale.double().reciprocal().float()  # as GradScaler computes it
         for group in _by_kind(grads):
             device = group[0].device
-            found = self._found.setdefault(device, torch.zeros((), device=device))
+            if device not in self._found:
+                self._found[device] = torch.zeros((), device=device)
             torch._amp_foreach_non_finite_check_and_unscale_(
-                group, found, inverse.to(device, non_blocking=True)
+                group, self._found[device], inverse.to(device, non_blocking=True)
             )
 
     def overflow(self) -> Tensor | None:
@@ -125,17 +126,15 @@ def what_rounding_leaves(pairs: Sequence[tuple[Tensor, Tensor]]) -> tuple[float,
         The cosine between all eps and all steps (p + eps) - p as stored: 0 if the perturbation is
         lost completely, NaN if eps is zero or not finite. And the share of elements that move.
     """
-    sums = [torch.zeros(4, dtype=torch.float64, device=p.device) for p, _ in pairs]
-    for total, (param, eps) in zip(sums, pairs, strict=True):
+    sums = []
+    for param, eps in pairs:
+        wide = torch.promote_types(param.dtype, torch.float32)  # in which the step is exact
         for p, e in zip(param.flatten().split(CHUNK), eps.flatten().split(CHUNK), strict=True):
-            step, wanted = (e + p).double() - p.double(), e.double()
-            total += torch.stack([
-                step.dot(wanted),
-                step.dot(step),
-                wanted.dot(wanted),
-                step.count_nonzero(),
-            ])
-    along, square, wanted_square, moved = torch.stack([s.cpu() for s in sums]).sum(0).tolist()
+            step, wanted = (e + p).to(wide) - p.to(wide), e.to(wide)
+            dots = step.dot(wanted), step.dot(step), wanted.dot(wanted)
+            sums.append(torch.stack([*dots, step.count_nonzero().to(wide)]))
+    total = torch.stack([s.to(sums[0].device) for s in sums]).cpu().double().sum(0)
+    along, square, wanted_square, moved = total.tolist()
     if not 0 < wanted_square < math.inf:
         return math.nan, math.nan
     cosine = along / math.sqrt(square * wanted_square) if square > 0 else 0.0

@@ -109,6 +109,7 @@ ENGINES = (
         "the weights are sharded over ranks; use DDP, with LoRA if the model is too large",
         _any(
             lambda t: bool(t.is_fsdp_enabled or t.args.fsdp),
+            _distributed("FSDP"),
             lambda t: bool(getattr(t, "is_distributed_loading_by_transformers", False)),
             _parallelism("dp_shard"),
         ),
@@ -158,24 +159,6 @@ def check_engine(trainer: Any) -> None:
     for row in ENGINES:
         if row.found is not None and row.found(trainer):
             raise NotImplementedError(f"hf_sam does not support {row.name}: {row.why}")
-
-
-def check_ascent_sync(sync: str, method: Any) -> None:
-    """Refuse an ascent of each rank's own where the update needs the gradient of all.
-
-    Args:
-        sync: `sam_ascent_sync`.
-        method: the method that will run.
-
-    Raises:
-        ValueError: the method, the reason, and what to use instead.
-    """
-    if sync == "local" and not method.local_ascent:
-        name = method.describe()["name"]
-        raise ValueError(
-            f"sam_ascent_sync='local' does not go with {name}, whose state, schedule or update "
-            "needs the ascent gradient of all ranks: use 'auto' or 'global'"
-        )
 
 
 UPDATE_IN_BACKWARD = "it updates the weights inside backward, so there is no gradient to hand over"

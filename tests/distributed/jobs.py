@@ -29,6 +29,10 @@ BASE: dict[str, Any] = {"dtype": torch.float64, "per_device_train_batch_size": 4
 SGD: dict[str, Any] = {"optim": "sgd", "learning_rate": 0.1, "lr_scheduler_type": "constant"}
 
 
+CHECKPOINTED = {
+    "gradient_checkpointing": True,
+    "gradient_checkpointing_kwargs": {"use_reentrant": False},
+}
 EVERY_BATCH = {"gradient_accumulation_kwargs": {"sync_each_batch": True}}
 
 
@@ -194,18 +198,22 @@ def every_method(folder: Path) -> Found:
     }
 
 
+LOCAL = [("bert", "sam", 1), ("bert", "sam", 3), ("bert", "asam", 1), ("bert", "asam", 3)]
+LOCAL += [("lora", "sam", 2)]
+
+
 def local_ascent(folder: Path) -> Found:
     """Every rank perturbs along its own gradient."""
     return {
-        f"{key} {accumulation}": fit(
+        str((model, key, accumulation)): fit(
             folder,
             **BASE | SGD,
+            model=model,
             sam=key,
             max_steps=20,
             gradient_accumulation_steps=accumulation,
         )
-        for key in ("sam", "asam")
-        for accumulation in (1, 3)
+        for model, key, accumulation in LOCAL
     }
 
 
@@ -253,6 +261,7 @@ def buckets(folder: Path) -> Found:
         "views": (BucketViews, {}),
         "fixed use": (Recorder, {"ddp_find_unused_parameters": False}),
         "every batch": (Recorder, {"accelerator_config": EVERY_BATCH}),
+        "checkpointed": (Recorder, CHECKPOINTED),
     }
     for key, sync in (("sam", "global"), ("sam", "auto"), ("looksam", "auto")):
         for way, (cls, more) in ways.items():
@@ -434,6 +443,18 @@ def refusal(attempt: Callable[[], Any]) -> str:
 QUICK: dict[str, Any] = BASE | SGD | {"max_steps": 4, "gradient_accumulation_steps": 2}
 
 
+def one_gpu(folder: Path) -> Found:
+    """Two processes that share a GPU and average through gloo."""
+    given = {"use_cpu": False, "ddp_backend": "gloo", "max_steps": 6, "sam_rho": 0.2}
+    settings = SGD | given | {"per_device_train_batch_size": 4}
+    return {
+        "global": fit(folder, **settings, sam_ascent_sync="global"),
+        "local": fit(folder, **settings),
+        "fp16": fit(folder, **settings, fp16=True),
+        "bf16": fit(folder, **settings, bf16=True),
+    }
+
+
 def quick(folder: Path) -> Found:
     """The short form of `joined_batch` and `local_ascent`."""
     return {
@@ -456,6 +477,7 @@ JOBS: dict[str, Callable[[Path], Found]] = {
         overflow,
         messages,
         sharded,
+        one_gpu,
         quick,
     )
 }

@@ -66,8 +66,18 @@ def collect(folder: Path) -> list[dict[str, Any]]:
     return [torch.load(folder / f"rank{rank}.pt", weights_only=True) for rank in range(2)]
 
 
-def torchrun(jobs: list[str], folder: Path, timeout: float = 300.0) -> list[dict[str, Any]]:
-    """Run jobs by name in two processes under torchrun; return as `collect` does."""
+def torchrun(
+    jobs: list[str], folder: Path, timeout: float = 300.0, one_device: bool = False
+) -> list[dict[str, Any]]:
+    """Run jobs by name in two processes under torchrun; return as `collect` does.
+
+    Args:
+        jobs: keys of `JOBS`.
+        folder: for all that is written.
+        timeout: seconds.
+        one_device: the processes share the first device instead of taking one each.
+    """
     worker = ["-m", "tests.distributed.worker", str(folder), *jobs]
+    worker += ["--one-device"] if one_device else []
     run([*TORCHRUN, "--master_port", str(free_port()), *worker], timeout)
     return collect(folder)

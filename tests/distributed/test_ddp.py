@@ -16,6 +16,7 @@ from tests.distributed import reference
 from tests.distributed.jobs import (
     GLOBAL,
     JOBS,
+    LOCAL,
     RHO_ZERO,
     SCHEDULES,
     SGD,
@@ -26,7 +27,7 @@ from tests.distributed.jobs import (
     method_settings,
 )
 from tests.distributed.launch import torchrun
-from tests.toys import assert_equal, bert
+from tests.toys import MODELS, assert_equal
 
 Ranks = tuple[dict[str, Any], dict[str, Any]]
 Logs = list[dict[str, float]]
@@ -38,8 +39,8 @@ SPLIT_GROUPS = {"msam", "esam"}  # cut or select examples of a rank, so the numb
 
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory: pytest.TempPathFactory) -> Ranks:
-    """What every job but `sharded` and `quick` found, on both ranks; one launch for all tests."""
-    jobs = [name for name in JOBS if name not in ("sharded", "quick")]
+    """What the jobs without a launch of their own found, on both ranks."""
+    jobs = [name for name in JOBS if name not in ("sharded", "one_gpu", "quick")]
     first, second = torchrun(jobs, tmp_path_factory.mktemp("ddp"), timeout=900)
     return first, second
 
@@ -106,15 +107,15 @@ def test_a_local_ascent_costs_no_all_reduce(ranks: Ranks, key: str) -> None:
         assert largest(found["weights"], together["weights"]) > 1e-6, "it is another perturbation"
 
 
-@pytest.mark.parametrize("accumulation", [1, 3])
-@pytest.mark.parametrize(("key", "rho", "eta"), [("sam", 0.05, None), ("asam", 0.5, 0.01)])
+@pytest.mark.parametrize(("toy", "key", "accumulation"), LOCAL)
 def test_local_ascent_is_msam_with_a_group_per_rank(
-    ranks: Ranks, key: str, rho: float, eta: float | None, accumulation: int
+    ranks: Ranks, toy: str, key: str, accumulation: int
 ) -> None:
     """The mean of SAM's gradients, each on a rank's half; one all-reduce per update."""
-    found = [rank["local_ascent"][f"{key} {accumulation}"] for rank in ranks]
-    model = bert().to(torch.float64)
+    found = [rank["local_ascent"][str((toy, key, accumulation))] for rank in ranks]
+    model = MODELS[toy]().to(torch.float64)
     optimizer = torch.optim.SGD(model.parameters(), lr=SGD["learning_rate"])
+    rho, eta = {"sam": (0.05, None), "asam": (0.5, 0.01)}[key]
     seen = [f["seen"] for f in found]
     assert not torch.equal(seen[0][0]["input_ids"], seen[1][0]["input_ids"])
     norms = reference.train(model, seen, optimizer, accumulation, rho, eta, clip=1.0)
@@ -161,19 +162,22 @@ def test_rho_zero_is_the_plain_trainer(ranks: Ranks, name: str, kind: str) -> No
 
 @pytest.mark.parametrize("key", ["sam global", "sam auto", "looksam auto"])
 def test_how_ddp_holds_gradients_makes_no_difference(ranks: Ranks, key: str) -> None:
-    """Views of its buckets, no search for unused parameters, a reduction of every micro-batch."""
+    """Views of its buckets, no search for unused parameters, every micro-batch reduced, and
+    activations computed again.
+    """
     found = {way: ranks[0]["buckets"][f"{key} {way}"] for way in WAYS}
     usual = found["as they are"]
     assert found["views"]["views"] and not usual["views"], "the engine sees DDP's flag"
     assert_equal(found["views"]["weights"], usual["weights"])
     assert_equal(found["fixed use"]["weights"], usual["weights"])
     assert largest(found["every batch"]["weights"], usual["weights"]) < 1e-13
+    assert largest(found["checkpointed"]["weights"], usual["weights"]) < 1e-13
     reductions = {way: f["reduced"][1] for way, f in found.items()}
     synced = {"sam global": 2, "sam auto": 1, "looksam auto": 1}[key]
     assert reductions == dict.fromkeys(WAYS, synced) | {"every batch": 2 * synced}
 
 
-WAYS = ("as they are", "views", "fixed use", "every batch")
+WAYS = ("as they are", "views", "fixed use", "every batch", "checkpointed")
 
 
 @pytest.mark.parametrize("when", SCHEDULES)
@@ -233,3 +237,25 @@ def test_sharded_models_are_refused(tmp_path: Path) -> None:
     for rank in torchrun(["sharded"], tmp_path):
         for found in rank["sharded"].values():
             assert found.startswith("NotImplementedError: hf_sam does not support FSDP")
+
+
+@pytest.mark.gpu
+def test_two_processes_on_one_gpu(tmp_path: Path) -> None:
+    """As on CPU, to float32; autocast and GradScaler keep the ranks equal."""
+    mine, theirs = (rank["one_gpu"] for rank in torchrun(["one_gpu"], tmp_path, one_device=True))
+    for kind, found in mine.items():
+        assert_equal(found["weights"], theirs[kind]["weights"])
+        assert all(bool(w.isfinite().all()) for w in found["weights"])
+    settings = SGD | {"max_steps": 6, "sam_rho": 0.2, "use_cpu": True}
+    one = fit(tmp_path, per_device_train_batch_size=8, **settings)
+    cpu = [w.cpu() for w in mine["global"]["weights"]]
+    assert largest(cpu, one["weights"]) < 1e-3
+    model = MODELS["bert"]()
+    optimizer = torch.optim.SGD(model.parameters(), lr=SGD["learning_rate"])
+    seen = [
+        [{k: v.cpu() for k, v in batch.items()} for batch in found["local"]["seen"]]
+        for found in (mine, theirs)
+    ]
+    reference.train(model, seen, optimizer, 1, 0.2, clip=1.0)
+    cpu = [w.cpu() for w in mine["local"]["weights"]]
+    assert largest(cpu, [p.detach() for p in model.parameters()]) < 1e-3

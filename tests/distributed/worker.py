@@ -8,22 +8,25 @@ import sys
 import time
 from pathlib import Path
 
-import torch
+ONE_DEVICE = "--one-device"
+if ONE_DEVICE in sys.argv:  # accelerate takes the device of this number
+    os.environ["LOCAL_RANK"] = "0"
 
-from tests.distributed.jobs import JOBS
+import torch  # noqa: E402
+
+from tests.distributed.jobs import JOBS  # noqa: E402
 
 
 def main() -> None:
-    """Run `worker.py FOLDER JOB...`."""
+    """Run `worker.py FOLDER JOB... [--one-device]`."""
     torch.set_num_threads(1)
-    folder, names = Path(sys.argv[1]), sys.argv[2:]
-    rank = os.environ["RANK"]
+    folder, *names = (word for word in sys.argv[1:] if word != ONE_DEVICE)
     found = {}
     for name in names:
         started = time.monotonic()
-        found[name] = JOBS[name](folder / name)
+        found[name] = JOBS[name](Path(folder) / name)
         print(f"{name} took {time.monotonic() - started:.1f} s", flush=True)
-    torch.save(found, folder / f"rank{rank}.pt")
+    torch.save(found, Path(folder) / f"rank{os.environ['RANK']}.pt")
     torch.distributed.destroy_process_group()
 
 

@@ -21,7 +21,6 @@ from hf_sam import (
 )
 from hf_sam.parts.radius import adaptive_radius
 from tests.methods.quadratic import LR, A, Quadratic, close
-from tests.references import REFERENCES
 
 
 class TestSAM:
@@ -243,8 +242,8 @@ class TestLateSAM:
             assert all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
 
 
-@pytest.mark.parametrize("key", REFERENCES)
+@pytest.mark.parametrize("key", [k for k in METHODS if k not in ("ssam_f", "esam")])
 def test_it_moves_the_quadratic_downhill(key: str) -> None:
-    """Thirty updates with the method's defaults."""
+    """Thirty updates with the method's defaults; the two others want data to draw or select."""
     end = Quadratic().train(METHODS[key](), 30, lr=0.02)[-1]
     assert float(0.5 * (end * A * end).sum()) < 0.6 * 1.75

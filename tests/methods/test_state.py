@@ -12,7 +12,6 @@ from torch import Tensor
 from hf_sam import METHODS, RSAM, Landscape, LookSAM, Plain, Progress
 from hf_sam.methods.rsam import CHUNK, normal
 from tests.methods.quadratic import Quadratic, close
-from tests.references import REFERENCES
 from tests.toys import Bowl
 
 
@@ -134,7 +133,11 @@ class TestNoise:
             assert moved[:3] == [True, False, True]
 
 
-@pytest.mark.parametrize("key", [k for k in REFERENCES if k != "ss_sam"])
+# Coins, masks and selections are drawn or renewed on the host, by design.
+ON_DEVICE = [k for k in METHODS if k not in ("ss_sam", "ssam_f", "ssam_d", "esam")]
+
+
+@pytest.mark.parametrize("key", ON_DEVICE)
 def test_no_host_synchronisation(key: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing on the way from gradients to update waits for a number from the device."""
     bowl, method = Bowl(), METHODS[key]()

@@ -1,0 +1,209 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which engines are refused, and that each is recognised; the engine for one process."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from accelerate import DistributedType, ParallelismConfig
+from transformers.distributed.configuration_utils import DistributedConfig
+from transformers.training_args import ParallelMode
+
+from hf_sam import SAMTrainer, SAMTrainingArguments
+from hf_sam.engine.sharding import AcceleratedEngine, Engine
+from hf_sam.engine.support import ENGINES, check_engine
+from tests.cases import CASES
+from tests.toys import bert, examples, make_trainer, train
+
+# The package of each of these is missing here, or it wants several devices, so a real trainer is
+# given the marks that transformers and accelerate leave on one.
+
+
+def deepspeed(trainer: Any) -> None:
+    trainer.is_deepspeed_enabled = True
+
+
+def deepspeed_by_accelerate(trainer: Any) -> None:
+    trainer.accelerator = stand_in(trainer, distributed_type=DistributedType.DEEPSPEED)
+
+
+def fsdp(trainer: Any) -> None:
+    trainer.is_fsdp_enabled = True
+
+
+def fsdp_by_argument(trainer: Any) -> None:
+    trainer.args.fsdp = True
+
+
+def fsdp_by_parallelism(trainer: Any) -> None:
+    trainer.accelerator = stand_in(trainer, parallelism_config=ParallelismConfig(dp_shard_size=2))
+
+
+def loaded(**sizes: int) -> Callable[[Any], None]:
+    def mark(trainer: Any) -> None:
+        trainer.is_distributed_loading_by_transformers = True
+        trainer.model.config.distributed_config = DistributedConfig(**sizes)
+
+    return mark
+
+
+def tensor_parallel_model(trainer: Any) -> None:
+    trainer.model._tp_size = 2
+
+
+def parallelism(**sizes: int) -> Callable[[Any], None]:
+    def mark(trainer: Any) -> None:
+        trainer.accelerator = stand_in(trainer, parallelism_config=ParallelismConfig(**sizes))
+
+    return mark
+
+
+def several_gpus(trainer: Any) -> None:
+    assert trainer.args.parallel_mode == ParallelMode.NOT_PARALLEL
+    trainer.args._n_gpu = 2
+    assert trainer.args.parallel_mode == ParallelMode.NOT_DISTRIBUTED
+
+
+def static_graph(trainer: Any) -> None:
+    handler = SimpleNamespace(static_graph=True)
+    trainer.accelerator = stand_in(trainer, num_processes=2, ddp_handler=handler)
+
+
+def fp8(trainer: Any) -> None:
+    trainer.accelerator = stand_in(trainer, mixed_precision="fp8")
+
+
+def kind(name: str) -> Callable[[Any], None]:
+    def mark(trainer: Any) -> None:
+        trainer.accelerator = stand_in(trainer, distributed_type=DistributedType(name))
+
+    return mark
+
+
+def mode(which: ParallelMode) -> Callable[[Any], None]:
+    def mark(trainer: Any) -> None:
+        trainer.args = SimpleNamespace(parallel_mode=which, n_gpu=1, fsdp=None)
+
+    return mark
+
+
+def stand_in(trainer: Any, **differs: Any) -> Any:
+    """The trainer's accelerator, but for some attributes."""
+    names = ("distributed_type", "parallelism_config", "ddp_handler", "num_processes")
+    found = {name: getattr(trainer.accelerator, name, None) for name in names}
+    precision = {"mixed_precision": trainer.accelerator.mixed_precision}
+    return SimpleNamespace(**found | precision | differs)
+
+
+MARKS: list[tuple[str, Callable[[Any], None]]] = [
+    ("DeepSpeed", deepspeed),
+    ("DeepSpeed", deepspeed_by_accelerate),
+    ("FSDP", fsdp),
+    ("FSDP", fsdp_by_argument),
+    ("FSDP", fsdp_by_parallelism),
+    ("FSDP", loaded(fsdp_size=2)),
+    ("FSDP", kind("FSDP")),
+    ("tensor, expert or pipeline parallelism", loaded(tp_size=2)),
+    ("tensor, expert or pipeline parallelism", loaded(pp_size=2)),
+    ("tensor, expert or pipeline parallelism", loaded(ep_size=2, tp_size=2)),
+    ("tensor, expert or pipeline parallelism", tensor_parallel_model),
+    ("tensor, expert or pipeline parallelism", parallelism(tp_size=2)),
+    ("context or sequence parallelism", parallelism(cp_size=2)),
+    ("context or sequence parallelism", parallelism(sp_size=2)),
+    ("DDP with a static graph (ddp_static_graph=True)", static_graph),
+    ("DataParallel (several GPUs in one process)", several_gpus),
+    ("fp8 mixed precision", fp8),
+    ("Megatron-LM", kind("MEGATRON_LM")),
+    ("SageMaker parallelism", mode(ParallelMode.SAGEMAKER_MODEL_PARALLEL)),
+    ("SageMaker parallelism", mode(ParallelMode.SAGEMAKER_DATA_PARALLEL)),
+    ("XLA (TPU)", kind("XLA")),
+    ("XLA (TPU)", mode(ParallelMode.TPU)),
+]
+
+
+@pytest.mark.parametrize(("name", "mark"), MARKS)
+def test_an_engine_is_refused(tmp_path: Path, name: str, mark: Callable[[Any], None]) -> None:
+    """By the row's name, with the row's reason."""
+    trainer = make_trainer(tmp_path)
+    check_engine(trainer)
+    mark(trainer)
+    row = next(row for row in ENGINES if row.name == name)
+    with pytest.raises(NotImplementedError) as refused:
+        check_engine(trainer)
+    assert str(refused.value) == f"hf_sam does not support {name}: {row.why}"
+
+
+def test_every_row_that_refuses_is_tested() -> None:
+    assert {row.name for row in ENGINES if row.found is not None} == {name for name, _ in MARKS}
+
+
+def test_the_table() -> None:
+    """Supported engines have no test for being found; the others say what to do instead."""
+    for row in ENGINES:
+        assert row.methods == ("none" if row.found else "all")
+        assert row.why and not row.why.endswith(".")
+    remedies = ("use ", "start one", "leave it out")
+    assert all(any(r in row.why for r in remedies) for row in ENGINES if row.found)
+    assert len({row.name for row in ENGINES}) == len(ENGINES)
+
+
+def test_a_trainer_refuses_when_it_is_built(tmp_path: Path) -> None:
+    """Before any data is read or step trained."""
+    args = SAMTrainingArguments(str(tmp_path), use_cpu=True, report_to="none")
+    args._n_gpu = 2
+    with pytest.raises(NotImplementedError, match="DataParallel.*torchrun --nproc_per_node"):
+        SAMTrainer(model=bert(), args=args, train_dataset=examples("bert"))
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_an_ascent_of_each_rank_needs_a_method_that_allows_it(tmp_path: Path, case: Any) -> None:
+    """Those whose state or update looks at the ascent gradient refuse it, others take it."""
+    settings = {"sam": case.key, "sam_options": case.options or None}
+    trainer = make_trainer(tmp_path, **settings)
+    if trainer._method.local_ascent:
+        make_trainer(tmp_path, **settings, sam_ascent_sync="local")
+        return
+    assert case.stateful or case.key in ("stable_sam", "bilateral_sam")
+    with pytest.raises(ValueError, match=f"'local' is not possible with {case.key}.*'global'"):
+        make_trainer(tmp_path, **settings, sam_ascent_sync="local")
+
+
+def test_one_process_averages_nothing(tmp_path: Path) -> None:
+    """Gradients change hands without a copy, and a local ascent does not exist."""
+    trainer = train(tmp_path, max_steps=1, sam_ascent_sync="local")
+    engine = trainer._engine
+    assert isinstance(engine, AcceleratedEngine) and not engine.local_ascent
+    params = [torch.nn.Parameter(torch.ones(2)), torch.nn.Parameter(torch.ones(3))]
+    for one in (engine, Engine()):
+        grad = torch.full((2,), 3.0)
+        params[0].grad = grad
+        taken = one.take(params)
+        assert taken[0] is grad and taken[1] is None
+        assert params[0].grad is None
+        assert one.give(params, taken) is None and params[0].grad is grad
+        mean = torch.tensor([2.0])
+        one.average_([mean])
+        assert mean == 2.0 and one.average_gradients_(params, taken) is taken
+
+
+def test_a_partial_backward_leaves_the_accelerator_as_it_was(tmp_path: Path) -> None:
+    """Also one whose backward somebody has replaced, and after an exception."""
+    trainer = train(tmp_path, max_steps=1)
+    accelerator, calls = trainer.accelerator, []
+
+    def own(loss: Any, **kwargs: Any) -> None:
+        calls.append(sorted(kwargs))
+        loss.backward(**kwargs)
+
+    accelerator.backward = own
+    params = [torch.nn.Parameter(torch.ones(2)), torch.nn.Parameter(torch.ones(2))]
+    with pytest.raises(RuntimeError), trainer._engine.only(params, [True, False]):
+        accelerator.backward((params[0] * params[1]).sum())
+        raise RuntimeError
+    assert accelerator.backward is own and calls == [["inputs"]]
+    assert params[0].grad is not None and params[1].grad is None
