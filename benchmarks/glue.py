@@ -63,7 +63,7 @@ def collect(folder: Path) -> dict[str, Any]:
         "history": history,
         "best": best,
         "final": final,
-        "hardware": machine.hardware(),
+        "hardware": {k: v for k, v in machine.hardware().items() if k in ("cpu", "cores", "gpu")},
         "all_results": found,
     })
 

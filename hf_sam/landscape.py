@@ -12,7 +12,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from .engine.perturbation import Perturbation, Support
+from .engine.perturbation import Perturbation
+from .engine.perturbation import Support as Support
 from .engine.sharding import Engine
 from .engine.slicing import beginning, contiguous_groups, examples, ratio, take, weight
 from .vector import Scalar, Vector
@@ -185,6 +186,8 @@ class Landscape:
         self.on_phase("descent" if self._aside else "ascent")
         data = self if fraction == 1.0 else self._beginnings(fraction)
         how = self.engine.how(local_ok, only is not None, self._averaged)
+        for param in self.params:
+            param.grad = None  # what an earlier update left there is no part of this gradient
         with self._replay(), self.engine.only(self.params, only):
             loss = data._passes(how.together, with_losses)
             vector = Vector(self.engine.take(self.params), self.engine.total)

@@ -136,8 +136,8 @@ class MemoryCallback(TrainerCallback):
     With several processes each measures itself, and the log is the main process's.
 
     Torch's own peak statistics are reset at every phase. User code that reads
-    `torch.cuda.max_memory_allocated()` (or lets Trainer do so: `skip_memory_metrics=False`) gets the
-    peak of the phase alone while this callback is in use.
+    `torch.cuda.max_memory_allocated()` (or lets Trainer do so: `skip_memory_metrics=False`) gets
+    the peak of the phase alone while this callback is in use.
 
     Reporters that Trainer puts before its callbacks (TensorBoard, W&B) see the values under
     SAMTrainer only; the log history and printed logs have them always.
@@ -202,7 +202,7 @@ class MemoryCallback(TrainerCallback):
         """The evaluation is done."""
         self._begin("")
 
-    def on_predict(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_predict(self, args: Any, state: Any, control: Any, metrics: Any, **kwargs: Any) -> None:
         """The prediction is done."""
         self._begin("")
 

@@ -195,3 +195,13 @@ def test_a_non_finite_gradient_leaves_no_trace(case: Case, bad: float) -> None:
     for step in range(4, 12):
         update = method(bowl.landscape(step, total=12))
         assert all(t is None or torch.isfinite(t).all() for t in update)
+
+
+def test_a_gradient_left_from_before_does_not_count() -> None:
+    """A hand-written loop may forget zero_grad: each pass is its own."""
+    bowl = Bowl()
+    clean = METHODS["sam"]()(bowl.landscape())
+    for p in bowl.params:
+        p.grad = torch.ones_like(p)
+    stale = METHODS["sam"]()(bowl.landscape())
+    assert all(a is b or torch.equal(a, b) for a, b in zip(clean, stale, strict=True))

@@ -108,7 +108,7 @@ def test_live_counts(n: int, percent: int) -> None:
 def test_the_live_count_never_changes(
     sparsity: float, drop_rate: float, drop: str, growth: str, seed: int
 ) -> None:
-    """100 updates with gradients that come and go; what is exchanged is disjoint and as much as said."""
+    """100 updates with gradients that come and go: exchanges are disjoint and as large as said."""
     part = dynamic_mask(sparsity, 1, drop_rate, drop, growth)
     choose = torch.Generator().manual_seed(seed)
     count = N - math.ceil(sparsity * N - 1e-9)
