@@ -11,6 +11,7 @@ import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+from matplotlib.ticker import MaxNLocator
 
 from benchmarks.costs import costs
 from benchmarks.glue import metric_of
@@ -68,6 +69,7 @@ def draw_scores(results: Sequence[dict[str, Any]], path: Path) -> None:
         ends.append((scores[-1], epochs[-1], f"{result['name']} ({max(scores):.1f})", colour))
     _label(axes, ends)
     axes.set_xlabel("epoch")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_title(
         f"{results[0]['task'].upper()}: validation {metric.replace('_', ' ')} in percent "
         "(in brackets: the best)",

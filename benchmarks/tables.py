@@ -68,8 +68,8 @@ SCORES = """\
 
 SCORES_NOTE = """
 *Best* is the best of the evaluations during the training, after that many epochs; *last* is the
-model at the end. Seconds and memory are those of the whole process, on a machine that did other
-work at the same time.
+model at the end. Memory is the peak of the process on a CPU, of torch's allocator on a GPU.
+Seconds are in the results, but these runs shared their machine: compare times above.
 """
 
 
@@ -186,7 +186,7 @@ def _order(result: Result) -> tuple[Any, ...]:
 
 
 def _score_table(results: Sequence[Result]) -> str:
-    head = ["run", "method", "radius", "schedule", "seed", "best", "last", "s/update", "MB"]
+    head = ["run", "method", "radius", "schedule", "seed", "best", "last", "max memory (MB)"]
     return markdown(head, [_score_row(result) for result in results])
 
 
@@ -204,7 +204,6 @@ def _score_row(result: Result) -> list[str]:
         str(arguments.get("seed", 42)),
         best,
         _scores(result["final"], result["task"]),
-        f"{everything['median_seconds_per_update']:.2f}",
         f"{everything['max memory (MB)']:.0f}",
     ]
 
@@ -243,7 +242,8 @@ def readme(results: dict[str, Result]) -> str:
     glue = [result for result in results.values() if result["kind"] == "glue"]
     parts += score_sections(glue)
     parts += [
-        f"![{task} over the epochs](results/glue-{task}.png)\n" for task in tasks_with_curves(glue)
+        f"![{task.upper()} over the epochs](results/glue-{task}.png)\n"
+        for task in tasks_with_curves(glue)
     ]
     return "\n".join(parts)
 

@@ -77,21 +77,22 @@ OFFICE = Genre(
     places=("office", "court", "library", "studio", "station", "theatre", "harbour", "capital"),
 )
 
-INTRANSITIVE = ("sleep", "laugh", "wait", "listen", "walk", "rest")
-ON_ANIMATE = ("greet", "admire", "follow", "help")
-ON_THINGS = ("carry", "push", "clean", "lift")
-NEVER_WITH_OBJECT = ("sleep", "laugh", "wait", "listen")
+INTRANSITIVE = ("sleep", "laugh", "wait", "listen", "work", "play", "jump", "walk", "rest", "shout")
+ON_ANIMATE = ("visit", "greet", "admire", "watch", "follow", "help")
+ON_THINGS = ("carry", "move", "paint", "push", "clean", "lift")
+NEVER_WITH_OBJECT = INTRANSITIVE[:4]
 NEVER_WITHOUT_OBJECT = ("greet", "admire", "carry")
 IRREGULAR_PAST = {"sleep": "slept", "weep": "wept", "hurt": "hurt"}
-SAME_VERB = {"rest": "relax", "greet": "welcome", "follow": "pursue", "help": "assist"}
-SAME_VERB |= {"push": "shove", "clean": "wash", "lift": "raise"}
-EXCLUDED_VERB = {"laugh": "weep", "rest": "work", "greet": "ignore", "admire": "despise"}
-EXCLUDED_VERB |= {"follow": "avoid", "help": "hurt", "push": "pull", "lift": "lower"}
-OPPOSITE = {"big": "small", "old": "young", "happy": "sad", "loud": "quiet"}
+SAME_VERB = {"help": "assist", "watch": "observe", "follow": "pursue", "greet": "welcome"}
+SAME_VERB |= {"push": "shove", "clean": "wash", "lift": "raise", "rest": "relax", "shout": "yell"}
+EXCLUDED_VERB = {"help": "hurt", "follow": "avoid", "push": "pull", "lift": "lower"}
+EXCLUDED_VERB |= {"sleep": "jump", "laugh": "weep", "rest": "walk", "shout": "wait"}
+OPPOSITE = {"big": "small", "old": "young", "slow": "quick", "happy": "sad"}
+OPPOSITE |= {"clean": "dirty", "strong": "weak", "tall": "short", "loud": "quiet"}
 OPPOSITE |= {second: first for first, second in OPPOSITE.items()}
-SAME_ADJECTIVE = {"big": "large", "small": "little", "happy": "glad"}
+SAME_ADJECTIVE = {"big": "large", "small": "little", "quick": "fast", "happy": "glad"}
 PREPOSITIONS = ("near", "behind", "beside")
-TIMES = ("today", "again", "often")
+TIMES = ("today", "again", "often", "early", "alone")
 TENSES = ("present", "past", "future", "progressive", "perfect")
 
 
@@ -216,7 +217,7 @@ def _sentence(words: Iterable[str]) -> str:
     return " ".join([*words, "."])
 
 
-def _draw_phrase(random: Random, nouns: Sequence[str], adjective: float = 0.5) -> NounPhrase:
+def _draw_phrase(random: Random, nouns: Sequence[str], adjective: float = 0.4) -> NounPhrase:
     """A noun phrase with "the", and an adjective with the given probability."""
     chosen = random.choice(list(OPPOSITE)) if random.random() < adjective else None
     return NounPhrase(random.choice(nouns), random.random() < 0.5, "the", chosen)
@@ -230,8 +231,8 @@ def _draw_clause(random: Random, genre: Genre, transitive: bool) -> Clause:
         verb = random.choice(ON_ANIMATE + ON_THINGS)
         nouns = _nouns(genre.animate if verb in ON_ANIMATE else genre.things)
         target = _draw_phrase(random, [noun for noun in nouns if noun != subject.noun])
-    place = random.choice(genre.places) if random.random() < 0.4 else None
-    time = random.choice(TIMES) if random.random() < 0.2 else None
+    place = random.choice(genre.places) if random.random() < 0.5 else None
+    time = random.choice(TIMES) if random.random() < 0.3 else None
     return Clause(subject, verb, target, random.choice(TENSES), False, place, time)
 
 
@@ -334,28 +335,20 @@ def _with_synonyms(clause: Clause) -> Clause:
 def _change_meaning(random: Random, clause: Clause, genre: Genre) -> Clause:
     """One change that makes the clause say something else."""
     subject, target = clause.subject, clause.object
-    grammatical = [
+    changes = [
+        replace(clause, negated=not clause.negated),
         replace(clause, tense=_other(random, TENSES, clause.tense)),
         replace(clause, subject=replace(subject, plural=not subject.plural)),
-    ]
-    if target and clause.verb in ON_ANIMATE:
-        grammatical.append(replace(clause, subject=target, object=subject))
-    changes = [
-        random.choice(grammatical),
-        replace(clause, negated=not clause.negated),
         replace(clause, place=_other(random, genre.places, clause.place)),
     ]
     if clause.verb in EXCLUDED_VERB:
         changes.append(replace(clause, verb=EXCLUDED_VERB[clause.verb]))
     if subject.adjective:
-        changes.append(replace(clause, subject=_opposite(subject)))
-    if target and target.adjective:
-        changes.append(replace(clause, object=_opposite(target)))
+        opposite = replace(subject, adjective=OPPOSITE[subject.adjective])
+        changes.append(replace(clause, subject=opposite))
+    if target and clause.verb in ON_ANIMATE:
+        changes.append(replace(clause, subject=target, object=subject))
     return random.choice(changes)
-
-
-def _opposite(phrase: NounPhrase) -> NounPhrase:
-    return replace(phrase, adjective=OPPOSITE[phrase.adjective or ""])
 
 
 def _paraphrase(random: Random, genre: Genre) -> Example:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -48,6 +49,7 @@ class Passes(Behind):
     _strays: list[nn.Parameter]
     _per_example_loss_func: Callable[[Any, Tensor], Tensor] | None
     _new_replay: Callable[[], Replay]
+    _reentrant: Callable[[], bool]
 
     # -- passes ---------------------------------------------------------------------------------
 
@@ -128,11 +130,22 @@ class Passes(Behind):
         """
         self._pass = Pass(losses=[])
         try:
-            with torch.no_grad(), self.compute_loss_context_manager():
+            with self._without_graph(), self.compute_loss_context_manager():
                 self.compute_loss(model, self._prepare_inputs(copy.copy(batch.inputs)))
             return self._losses_found()
         finally:
             self._pass = None
+
+    @contextmanager
+    def _without_graph(self) -> Iterator[None]:
+        """Surround a forward without a graph, which reentrant checkpointing would warn about."""
+        with torch.no_grad():
+            if not self._reentrant():
+                yield
+                return
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", "None of the inputs have requires_grad")
+                yield
 
     # -- the loss's scale -----------------------------------------------------------------------
 
@@ -161,7 +174,7 @@ class Passes(Behind):
 
         def loss_of(items: Tensor) -> Tensor:
             inputs = self._prepare_inputs(copy.copy(batch))
-            with self.compute_loss_context_manager():
+            with self._without_graph(), self.compute_loss_context_manager():
                 return self.compute_loss(self.model, inputs, num_items_in_batch=items)
 
         answer = honours_num_items(loss_of, n, self._new_replay())

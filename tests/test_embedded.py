@@ -46,9 +46,9 @@ SYNONYMS = {
     for words in (embedded.SAME_VERB, embedded.SAME_ADJECTIVE)
     for word, other in words.items()
 }
-INTRANSITIVE = [*embedded.INTRANSITIVE, "weep", "relax", "work"]
-TRANSITIVE = [*embedded.ON_ANIMATE, *embedded.ON_THINGS, "welcome", "pursue", "assist", "shove"]
-TRANSITIVE += ["wash", "raise", "ignore", "despise", "avoid", "hurt", "pull", "lower"]
+INTRANSITIVE = [*embedded.INTRANSITIVE, "weep", "relax", "yell"]
+TRANSITIVE = [*embedded.ON_ANIMATE, *embedded.ON_THINGS, "assist", "observe", "pursue", "welcome"]
+TRANSITIVE += ["shove", "wash", "raise", "hurt", "avoid", "pull", "lower"]
 FORMS = {  # name of a form -> form -> verb
     "bare": {verb: verb for verb in INTRANSITIVE + TRANSITIVE},
     "third": {embedded._s(verb): verb for verb in INTRANSITIVE + TRANSITIVE},

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import logging
 import math
+import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,12 @@ from tests.toys import (
     train,
     weights,
 )
+
+
+def thorough(*values: Any) -> Any:
+    """A row of a parametrisation that runs with `-m slow`."""
+    return pytest.param(*values, marks=pytest.mark.slow)
+
 
 SGD = {"optim": "sgd", "max_grad_norm": 0.0, "lr_scheduler_type": "constant", "learning_rate": 0.1}
 EXACT = {"dtype": torch.float64, **SGD}
@@ -104,8 +111,10 @@ def one_update(folder: Path, model: str, n: int = 12, **more: Any) -> list[Tenso
 # -- mSAM -----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("model", ["bert", "llama", "resnet"])
-@pytest.mark.parametrize("accumulation", [1, 2])
+@pytest.mark.parametrize(
+    ("model", "accumulation"),
+    [("bert", 2), ("resnet", 1), thorough("llama", 2), thorough("bert", 1), thorough("resnet", 2)],
+)
 def test_one_group_is_sam(model: str, accumulation: int, tmp_path: Path) -> None:
     common = {"model": model, "dropout": 0.1, "gradient_accumulation_steps": accumulation}
     common |= {"max_steps": 3, "per_device_train_batch_size": 4}
@@ -119,8 +128,8 @@ def mean_loss(network: nn.Module, batch: dict[str, Tensor]) -> Callable[[], Tens
     return lambda: network(**batch).loss
 
 
-@pytest.mark.parametrize("model", ["bert", "llama", "t5"])
-@pytest.mark.parametrize("groups", [2, 5])
+@pytest.mark.parametrize("model", ["bert", "llama", thorough("t5")])
+@pytest.mark.parametrize("groups", [thorough(2), 5])
 def test_it_is_its_formula(model: str, groups: int, tmp_path: Path) -> None:
     """Each group by itself, weighted by examples, or by labelled tokens where labels are ragged."""
     found = one_update(tmp_path, model, sam="msam", sam_options={"micro_batches": groups})
@@ -139,8 +148,14 @@ def test_it_is_its_formula(model: str, groups: int, tmp_path: Path) -> None:
     assert_equal(found, expected, 1e-12 if model == "bert" else 1e-6)
 
 
-@pytest.mark.parametrize("model", ["bert", "llama"])
-@pytest.mark.parametrize("groups", [2, 4, 5])
+@pytest.mark.parametrize(
+    ("model", "groups"),
+    [
+        ("bert", 5),
+        ("llama", 4),
+        *(thorough(m, g) for m, g in [("bert", 2), ("bert", 4), ("llama", 2), ("llama", 5)]),
+    ],
+)
 def test_groups_do_not_depend_on_accumulation(model: str, groups: int, tmp_path: Path) -> None:
     """Twelve examples as one, two or three micro-batches, which the groups cut across."""
     common = {"model": model, "data": examples(model, 36), "max_steps": 3, **EXACT}
@@ -161,7 +176,7 @@ def test_groups_do_not_depend_on_accumulation(model: str, groups: int, tmp_path:
             assert logged(runs[0], key) == pytest.approx(logged(other, key), rel=1e-4)
 
 
-@pytest.mark.parametrize("model", ["bert", "llama", "resnet"])
+@pytest.mark.parametrize("model", ["bert", "llama", thorough("resnet")])
 def test_micro_is_msam_with_a_group_per_micro_batch(model: str, tmp_path: Path) -> None:
     common = {"model": model, "gradient_accumulation_steps": 3, "per_device_train_batch_size": 4}
     common |= {"max_steps": 3, **EXACT}
@@ -232,13 +247,13 @@ def test_the_log_says_how_many_groups(
     found = [r.getMessage() for r in caplog.records if "groups of an update" in r.getMessage()]
     assert len(found) == (said is not None)
     if said:
-        assert __import__("re").search(said, found[0])
+        assert re.search(said, found[0])
 
 
 # -- ESAM -----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("model", ["bert", "lora", "t5"])
+@pytest.mark.parametrize("model", ["bert", "lora", thorough("t5")])
 def test_other_weight_gradients_are_not_computed(
     model: str, tmp_path: Path, monkeypatch: Any
 ) -> None:
@@ -271,7 +286,7 @@ def generator_of(seed: int, step: int) -> torch.Generator:
 
 def flops(folder: Path, **settings: Any) -> int:
     """What the matrix products of a few updates cost."""
-    trainer = make_trainer(folder, max_steps=12, logging_steps=100, **settings)
+    trainer = make_trainer(folder, max_steps=8, logging_steps=100, **settings)
     with FlopCounterMode(display=False) as counter:
         trainer.train()
     return counter.get_total_flops()
@@ -291,21 +306,28 @@ def test_it_saves_work(tmp_path: Path) -> None:
     assert 1.55 < cost[0.6, 0.5] < 1.75
 
 
-@pytest.mark.parametrize("gamma", [0.5, 1.0])
+@pytest.mark.parametrize("gamma", [0.5, thorough(1.0)])
 def test_under_activation_checkpointing(gamma: float, tmp_path: Path) -> None:
     """The reentrant mode would leave gradients out: there the whole backward runs instead."""
     from tests.test_trainer import CHECKPOINTING
 
-    common = {"dropout": 0.1, "max_steps": 4, "sam": "esam", "sam_options": {"gamma": gamma}}
+    common = {"dropout": 0.1, "max_steps": 3, "sam": "esam", "sam_options": {"gamma": gamma}}
+    common |= {"gradient_accumulation_steps": 2, "per_device_train_batch_size": 4}
     none = train(tmp_path, **common)
     for reentrant in (True, False):
         mode = {CHECKPOINTING: True, f"{CHECKPOINTING}_kwargs": {"use_reentrant": reentrant}}
         assert_equal(weights(none), weights(train(tmp_path, **common, **mode)), 1e-6)
 
 
-@pytest.mark.parametrize("accumulation", [1, 3])
 @pytest.mark.parametrize(
-    ("gamma", "kept"), [(0.5, 3), (0.6, 3), (0.61, 4), (0.01, 1), (0.2, 1), (0.999, 5), (1.0, 5)]
+    ("gamma", "kept", "accumulation"),
+    [
+        (0.5, 3, 3),
+        (0.61, 4, 1),
+        (0.01, 1, 1),
+        (1.0, 5, 3),
+        *(thorough(g, n, 3) for g, n in [(0.6, 3), (0.2, 1), (0.999, 5)]),
+    ],
 )
 def test_its_forwards(gamma: float, kept: int, accumulation: int, tmp_path: Path) -> None:
     """1 with a graph, 1 without, 1 on ceil(gamma B) of each micro-batch; gamma = 1: no extra."""
@@ -329,8 +351,15 @@ def test_its_forwards(gamma: float, kept: int, accumulation: int, tmp_path: Path
     assert network.seen == honours + update * 2
 
 
-@pytest.mark.parametrize("smoothing", [0.0, 0.2])
-@pytest.mark.parametrize("model", ["bert", "llama", "t5"])
+@pytest.mark.parametrize(
+    ("model", "smoothing"),
+    [
+        ("bert", 0.0),
+        ("llama", 0.2),
+        ("t5", 0.2),
+        *(thorough(m, x) for m, x in [("bert", 0.2), ("llama", 0.0), ("t5", 0.0)]),
+    ],
+)
 def test_it_is_the_gradient_of_the_sharpest(model: str, smoothing: float, tmp_path: Path) -> None:
     """With all tensors; from the losses of batches of one before and after, and their mean."""
     more = {"label_smoothing_factor": smoothing} if smoothing else {}
@@ -404,7 +433,7 @@ def collating(collate: Any, **settings: Any) -> Any:
     return trainer
 
 
-@pytest.mark.parametrize("key", ["esam", "msam", "ssam_f"])
+@pytest.mark.parametrize("key", ["esam", "msam", thorough("ssam_f")])
 def test_nested_batches(key: str, tmp_path: Path) -> None:
     """Each field is cut where it lies; the result is that of the flat batch."""
     options = {"ssam_f": {"fisher_samples": 3}}.get(key)
@@ -433,7 +462,7 @@ class Taking(SAMTrainer):
         return {k: v if k == "position_ids" else v[index] for k, v in inputs.items()}
 
 
-@pytest.mark.parametrize("key", ["esam", "msam"])
+@pytest.mark.parametrize("key", ["esam", thorough("msam")])
 def test_a_field_of_all_examples_is_refused_by_its_name(key: str, tmp_path: Path) -> None:
     settings = {"folder": tmp_path, "max_steps": 2, **EXACT}
     with pytest.raises(ValueError, match=r"field 'position_ids' \(shape \(1, 10\)\) .*take"):
@@ -460,21 +489,76 @@ class TakingOwnLoss(OwnLoss, Taking):
     """And one that knows how to cut them."""
 
 
+class AddedLoss(OwnLoss):
+    """The same from what the classes behind compute."""
+
+    def compute_loss(
+        self, model: Any, inputs: Any, return_outputs: bool = False, **more: Any
+    ) -> Any:
+        loss, outputs = SAMTrainer.compute_loss(self, model, inputs, return_outputs=True, **more)
+        return (2 * loss, outputs) if return_outputs else 2 * loss
+
+
+class TakingAddedLoss(AddedLoss, Taking):
+    """And that one."""
+
+
 CUTTING = [
     {"sam": "esam"},
-    {"sam": "msam"},
-    {"sam": "sam", "sam_options": "ascent_fraction=0.5"},
     {"sam": "msam", "sam_when": "every:2"},
+    {"sam": "sam", "sam_options": "ascent_fraction=0.5"},
 ]
 
 
 @pytest.mark.parametrize("settings", CUTTING, ids=str)
-def test_trainers_with_a_loss_of_their_own(settings: Any, tmp_path: Path) -> None:
-    common = {"max_steps": 2}
-    with pytest.raises(NotImplementedError, match=r"OwnLoss.compute_loss .*take\(inputs, index\)"):
-        train(tmp_path, cls=OwnLoss, **settings, **common)
-    if settings["sam"] != "esam":
-        train(tmp_path, cls=TakingOwnLoss, **settings, **common)
+def test_a_loss_of_the_class_is_cut_only_by_those_who_know_how(
+    settings: Any, tmp_path: Path
+) -> None:
+    """Shares scale whatever loss the class computes; single losses need the class behind."""
+    common = {"max_steps": 2, **EXACT}
+    for cls in (OwnLoss, AddedLoss):
+        with pytest.raises(NotImplementedError, match=r"Loss.compute_loss .*take\(inputs, index\)"):
+            train(tmp_path, cls=cls, **settings, **common)
+    twice = train(tmp_path, **settings, **{**common, "learning_rate": 0.2})
+    for cls in (TakingOwnLoss, TakingAddedLoss):
+        if settings["sam"] == "esam" and cls is TakingOwnLoss:
+            with pytest.raises(ValueError, match="does not call super"):
+                train(tmp_path, cls=cls, **settings, **common)
+        else:
+            trainer = train(tmp_path, cls=cls, **settings, **common)
+            assert_equal(weights(trainer), weights(twice), 1e-12)
+
+
+class Lossless(nn.Module):
+    """Returns no loss: that is the trainer's business."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = bert()
+        self.config = self.inner.config
+
+    def forward(self, input_ids: Tensor) -> Any:
+        return self.inner(input_ids=input_ids)
+
+
+class LossOfLogits(SAMTrainer):
+    """Computes the loss from what the model returns."""
+
+    def compute_loss(
+        self, model: Any, inputs: Any, return_outputs: bool = False, **more: Any
+    ) -> Any:
+        labels = inputs.pop("labels")
+        outputs = model(**inputs)
+        loss = nn.functional.cross_entropy(outputs.logits, labels)
+        return (loss, outputs) if return_outputs else loss
+
+
+def test_drawn_examples_have_the_loss_of_the_class(tmp_path: Path) -> None:
+    common = {"max_steps": 2, "sam": "ssam_f", "sam_options": {"fisher_samples": 3}, **EXACT}
+    own = make_trainer(tmp_path, cls=LossOfLogits, built=Lossless(), **common)
+    own.args.remove_unused_columns = False
+    own.train()
+    assert_equal(weights(own), weights(train(tmp_path, **common)), 1e-12)
 
 
 @pytest.mark.parametrize(
@@ -503,15 +587,25 @@ SPARSE: list[dict[str, Any]] = [
     },
     {"sam": "ssam_d", "sam_options": {"update_interval": 2}},
 ]
-every_mask = pytest.mark.parametrize("settings", SPARSE, ids=["fisher", "structured", "dynamic"])
 
 
 def changed(settings: dict[str, Any], **options: Any) -> dict[str, Any]:
     return {**settings, "sam_options": {**settings["sam_options"], **options}}
 
 
-@every_mask
-@pytest.mark.parametrize("model", ["bert", "resnet", "llama"])
+@pytest.mark.parametrize(
+    ("settings", "model"),
+    [
+        (SPARSE[0], "resnet"),
+        (SPARSE[1], "bert"),
+        (SPARSE[2], "bert"),
+        *(
+            thorough(SPARSE[i], model)
+            for i, model in [(0, "bert"), (1, "resnet"), (2, "resnet"), (0, "llama"), (2, "llama")]
+        ),
+    ],
+    ids=lambda value: value if isinstance(value, str) else value["sam"],
+)
 def test_new_masks_leave_no_trace(settings: Any, model: str, tmp_path: Path) -> None:
     """With rho = 0 it is the plain Trainer bit for bit: statistics, dropout stream, data order."""
     common = {"model": model, "dropout": 0.1, "max_steps": 7, "gradient_accumulation_steps": 2}
@@ -526,7 +620,9 @@ def test_new_masks_leave_no_trace(settings: Any, model: str, tmp_path: Path) -> 
     assert str(sparse.optimizer.state_dict()) == str(plain.optimizer.state_dict())
 
 
-@every_mask
+@pytest.mark.parametrize(
+    "settings", [SPARSE[0], thorough(SPARSE[1]), SPARSE[2]], ids=["fisher", "structured", "dynamic"]
+)
 @pytest.mark.parametrize("sparsity", [0.0, 1.0])
 def test_no_sparsity_is_sam_and_nothing_but_is_plain(
     settings: Any, sparsity: float, tmp_path: Path
@@ -538,8 +634,14 @@ def test_no_sparsity_is_sam_and_nothing_but_is_plain(
     assert_equal(list(sparse.model.buffers()), list(same.model.buffers()))
 
 
-@pytest.mark.parametrize("sparsity", [0.2, 0.5, 0.8, 0.9])
-@pytest.mark.parametrize("key", ["ssam_f", "ssam_d"])
+@pytest.mark.parametrize(
+    ("key", "sparsity"),
+    [
+        ("ssam_f", 0.8),
+        ("ssam_d", 0.2),
+        *(thorough(key, s) for key in ("ssam_f", "ssam_d") for s in (0.5, 0.9)),
+    ],
+)
 def test_the_live_count(key: str, sparsity: float, tmp_path: Path) -> None:
     """Exactly N - ceil(sparsity N) after several renewals, from the first update on."""
     options = {"sparsity": sparsity, "update_interval": 1}
@@ -611,7 +713,7 @@ def test_every_method_with_an_ascent_of_its_own_has_it() -> None:
 
 
 @pytest.mark.parametrize("key", PERTURBING)
-@pytest.mark.parametrize(("size", "part"), [(8, 2), (5, 2)])
+@pytest.mark.parametrize(("size", "part"), [(8, 2), thorough(5, 2)])
 def test_a_fraction_of_the_batch(key: str, size: int, part: int, tmp_path: Path) -> None:
     """ceil(f B) examples of each micro-batch in the ascent, all in the other passes."""
     network = Forwards(bert())
@@ -639,7 +741,9 @@ def test_a_fraction_of_the_batch(key: str, size: int, part: int, tmp_path: Path)
     assert not logged(trainer, "sam/sharpness") or key == "rsam"
 
 
-@pytest.mark.parametrize("key", PERTURBING)
+@pytest.mark.parametrize(
+    "key", [k if k in ("sam", "rsam", "msam") else thorough(k) for k in PERTURBING]
+)
 def test_the_whole_fraction_is_the_method(key: str, tmp_path: Path) -> None:
     common = {"max_steps": 3, "dropout": 0.1, "sam": key}
     whole = train(tmp_path, sam_options={"ascent_fraction": 1.0, **OPTIONS.get(key, {})}, **common)

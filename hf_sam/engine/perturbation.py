@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 
@@ -134,13 +134,12 @@ class Perturbation:
             if entry is not None:
                 pieces = zip(saved, support.pieces(param, entry), strict=True)
                 sums[place[id(param)]] = _dot_steps(
-                    (_gather(w, mask, count), before, _gather(e, mask, count))
-                    for before, (mask, count, (w, e)) in pieces
+                    (w, w.masked_scatter(mask, values), e) for values, (mask, _, (w, e)) in pieces
                 )
         return sums
 
 
-def _dot_steps(pieces: Iterator[tuple[Tensor, ...]]) -> Tensor:
+def _dot_steps(pieces: Iterable[tuple[Tensor, ...]]) -> Tensor:
     """Return the `()` sum of (now - before) entry over pieces (now, before, entry)."""
     total = None
     for now, before, entry in pieces:

@@ -32,10 +32,11 @@ class SparseSAMFisher(SAM):
         there = gradient of L at w + eps
         u     = there
 
-    Cost: 2 passes; extra memory (1 - sparsity) P, as only what is perturbed needs a snapshot, and
-    the mask (one byte per weight: 0.25 P in float32; one per tensor under `structured`); at a
-    renewal `fisher_samples` passes of one example, and 2 P and the mask for a moment. No time is
-    saved without sparse kernels. State: the mask and the update of its last renewal.
+    Cost: 2 passes; extra memory (1 - sparsity) P, as only what is perturbed needs a snapshot (1 P
+    when `unstructured` on CPU, where gathering single weights takes too long), and the mask (one
+    byte per weight: 0.25 P in float32; one per tensor under `structured`); at a renewal
+    `fisher_samples` passes of one example, and 2 P and the mask for a moment. No time is saved
+    without sparse kernels. State: the mask and the update of its last renewal.
 
     Defaults: rho = 0.05, sparsity = 0.5, 128 examples, renewal once per epoch; the authors' recipes
     use 16 to 1024.
@@ -60,7 +61,7 @@ class SparseSAMFisher(SAM):
 
     paper = "Mi et al., NeurIPS 2022, arXiv 2210.05177"
     passes = "2 + examples at a new mask"
-    memory = "1 - sparsity + mask (0.75; structured 0.5); 2 at a new mask"
+    memory = "0.5 structured, 0.75 n:m or on GPU, else 1.25; 2 at a new mask"
     use = "SAM with half the perturbed weights; less memory with pattern=structured"
 
     sparsity: float = field(default=0.5, metadata=SPARSITY)
@@ -90,9 +91,10 @@ class SparseSAMDynamic(SAM):
         there = gradient of L at w + eps
         u     = there
 
-    Cost: 2 passes; extra memory (1 - sparsity) P, as only what is perturbed needs a snapshot, and
-    the mask (one byte per weight: 0.25 P in float32); at a renewal 1 P and three masks for a
-    moment. State: the mask and the update of its last renewal.
+    Cost: 2 passes; extra memory (1 - sparsity) P on GPU, as only what is perturbed needs a
+    snapshot, 1 P on CPU, where gathering single weights takes too long; and the mask (one byte per
+    weight: 0.25 P in float32); at a renewal 1 P and three masks for a moment. State: the mask and
+    the update of its last renewal.
 
     Defaults: rho = 0.05, sparsity = 0.5, drop_rate = 0.5 (of the live weights, falling along half a
     cosine to 0), dropped by gradient, grown at random, renewal once per epoch: the authors' command
@@ -116,7 +118,7 @@ class SparseSAMDynamic(SAM):
 
     paper = "Mi et al., NeurIPS 2022, arXiv 2210.05177"
     passes = "2"
-    memory = "1 - sparsity + mask (0.75); 1.75 at a new mask"
+    memory = "0.75 on GPU, else 1.25; 1.75 at a new mask"
     use = "Sparse SAM without extra passes for its mask"
 
     sparsity: float = field(default=0.5, metadata=SPARSITY)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,12 @@ from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile, record_function
 from transformers import BertConfig, BertForSequenceClassification, Trainer
 
-from hf_sam import METHODS, Landscape, Method, Progress
+from hf_sam import METHODS, SAM, Landscape, Method, Progress, Vector
 from hf_sam.engine import perturbation
 from hf_sam.methods import rsam
+from hf_sam.parts.direction import Direction, chain
+from hf_sam.parts.masks import Mask, dynamic_mask
+from hf_sam.parts.radius import radius
 from tests.cases import CASES, Case
 from tests.toys import examples, make_trainer
 
@@ -164,16 +168,18 @@ def test_groups_add_nothing_to_each_other() -> None:
 
 
 @pytest.mark.parametrize(
-    ("pattern", "mask"), [("structured", 0.0), ("2:4", 0.25), ("unstructured", 0.25)]
+    ("pattern", "sparsity", "mask"),
+    [("structured", 0.5, 0.0), ("structured", 0.75, 0.0), ("2:4", 0.5, 0.25), ("1:4", 0.75, 0.25)],
 )
-def test_sparse_sam_saves_what_it_perturbs(pattern: str, mask: float) -> None:
-    """A snapshot of half the weights, and the mask of one byte per weight."""
-    found = extra(METHODS["ssam_f"](pattern=pattern, fisher_samples=2))
-    assert max(found[1:]) == pytest.approx(0.5 + mask, abs=SLACK)
+def test_sparse_sam_saves_what_it_perturbs(pattern: str, sparsity: float, mask: float) -> None:
+    """A snapshot of these weights, and the mask of one byte per weight."""
+    found = extra(METHODS["ssam_f"](pattern=pattern, sparsity=sparsity, fisher_samples=2))
+    assert max(found[1:]) == pytest.approx(1 - sparsity + mask, abs=SLACK)
 
 
 @pytest.mark.parametrize("sparsity", [0.0, 0.9])
-def test_sparse_sam_follows_its_sparsity(sparsity: float) -> None:
+def test_any_mask_does_so_on_a_gpu(sparsity: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Mask, "_gathers", lambda self, mask: mask.ndim > 0)
     found = extra(METHODS["ssam_d"](sparsity=sparsity))
     assert max(found[1:]) == pytest.approx(1 - sparsity + 0.25, abs=SLACK)
 
@@ -183,6 +189,69 @@ def test_an_exchange_holds_one_set_of_scores(drop: str, growth: str) -> None:
     """Beside three masks (the old one, what stays and what comes) and scratch for a tensor."""
     found = extra(METHODS["ssam_d"](update_interval=1, growth=growth, drop=drop))
     assert max(found) <= 1.75 + 4 / LAYERS
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("ok", [True, False])
+def test_a_snapshot_inside_the_mask_is_enough(device: str, dtype: torch.dtype, ok: bool) -> None:
+    """It does what a whole snapshot does, also for weights that have no flat view."""
+    draw = torch.Generator().manual_seed(0)
+    weights = [torch.randn(50, 40, generator=draw).to(device, dtype) for _ in range(3)]
+    params = [nn.Parameter(w.clone()) for w in (weights[0], weights[1].T, weights[2])]
+    before = [p.detach().clone() for p in params]
+    masks = [torch.rand(p.shape, generator=draw).lt(0.5).to(device) for p in params[:2]] + [None]
+    entries = [torch.randn(p.shape, generator=draw).to(device, dtype) for p in params]
+    eps = [e if m is None else e * m for e, m in zip(entries, masks, strict=True)]
+    supports = [None if m is None else perturbation.Support.of(m) for m in masks]
+    found = []
+    for some in (None, supports):
+        moves = perturbation.Perturbation(
+            params, [e.clone() for e in eps], torch.tensor(ok, device=device), some
+        )
+        with moves:
+            found.append([p.detach().clone() for p in params])
+            found.append([d for d in moves.displacement_dot(entries, params) if d is not None])
+        assert all(torch.equal(p, b) for p, b in zip(params, before, strict=True))
+    there, dots, sparse_there, sparse_dots = found
+    assert all(torch.equal(a, b) for a, b in zip(there, sparse_there, strict=True))
+    assert ok == any(not torch.equal(a, b) for a, b in zip(there, before, strict=True))
+    torch.testing.assert_close(sparse_dots, dots, rtol=1e-4, atol=1e-3)
+
+
+def test_weights_outside_the_mask_stay_whatever_eps_holds() -> None:
+    """So a wrong support can make a perturbation smaller, and never loses a weight."""
+    param, mask = nn.Parameter(torch.zeros(30, 40)), torch.arange(40).expand(30, 40) % 2 == 0
+    eps = torch.full((30, 40), float("nan")).masked_fill_(mask, 1.0)
+    support = [perturbation.Support.of(mask)]
+    with perturbation.Perturbation([param], [eps], torch.tensor(True), support):
+        assert torch.equal(param.detach(), mask.float())
+    assert torch.equal(param.detach(), torch.zeros(30, 40))
+
+
+@dataclass
+class Everywhere(Direction):
+    """A direction that is not zero outside of any mask."""
+
+    def __call__(self, v: Vector, at: Landscape) -> Vector:
+        for i in v.present:
+            v[i].add_(0.01)
+        return v.changed()
+
+
+def test_a_direction_after_the_mask_is_perturbed_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Mask, "_gathers", lambda self, mask: mask.ndim > 0)
+    seen, deep = [], Deep()
+    before = [p.detach().clone() for p in deep.params]
+
+    def backward(batch: Tensor, share: Any = 1.0) -> Tensor:
+        seen.append([(p - b).detach() for p, b in zip(deep.params, before, strict=True)])
+        return deep.backward(batch, share)
+
+    ascent = chain(radius(0.05), dynamic_mask(0.5), Everywhere())
+    SAM(ascent=ascent)(Landscape(deep.params, [deep.batch(0, 2)], backward))
+    assert all(step.abs().gt(0).float().mean() > 0.99 for step in seen[1])
+    assert all(torch.equal(p, b) for p, b in zip(deep.params, before, strict=True))
 
 
 class Matrices(nn.Module):
