@@ -83,8 +83,8 @@ class Mask(Direction):
     def _gathers(self, mask: Tensor) -> bool:
         """Whether only the weights inside a mask are saved while they are perturbed.
 
-        On CPU that takes about 18 ns per weight, where a whole snapshot takes 2: too much beside the
-        passes of a small batch.
+        On CPU that takes about 18 ns per weight, where a whole snapshot takes 2: too much beside
+        the passes of a small batch.
         """
         return mask.ndim > 0 and mask.device.type == "cuda"
 
