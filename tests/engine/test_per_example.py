@@ -24,7 +24,7 @@ from transformers import (
 
 from hf_sam.engine.per_example import per_example_losses
 from hf_sam.engine.slicing import take, weight
-from hf_sam.trainer import Pass
+from hf_sam.passes import Pass
 from tests.toys import examples, llama, make_trainer, resnet, t5
 
 B = 5
