@@ -157,22 +157,27 @@ def build_method(args: Any, given: str | Method | None = None) -> Method:
         )
     if option(args, "sam_accumulation") == "micro":
         method = per_micro_batch(method)
-    if option(args, "sam_ascent_sync") == "local" and not method.local_ascent:
-        raise ValueError(
-            f"sam_ascent_sync='local' is not possible with {main_method(method)[0]}: its update "
-            "needs more than the descent gradient, and ranks would drift apart; use 'auto' or "
-            "'global'"
-        )
     schedule = parse_when(option(args, "sam_when"))
     if isinstance(schedule, always):
-        return method
+        return checked_sync(args, method)
     if method.when is not None:
         raise ValueError(
             f"sam_when={option(args, 'sam_when')!r} would be a second schedule beside the one that "
             f"{type(method).__name__} brings, {method.when}: leave sam_when at 'always', or use a "
             "method without a schedule, such as sam='sam'"
         )
-    return When(schedule, method)
+    return checked_sync(args, When(schedule, method))
+
+
+def checked_sync(args: Any, method: Method) -> Method:
+    """Return the method, if it allows for the `sam_ascent_sync` asked for."""
+    if option(args, "sam_ascent_sync") == "local" and not method.local_ascent:
+        raise ValueError(
+            f"sam_ascent_sync='local' is not possible with {main_method(method)[0]}: its update "
+            "needs more than the descent gradient, and ranks would drift apart; use 'auto' or "
+            "'global'"
+        )
+    return method
 
 
 def main_method(method: Method) -> tuple[str, Method]:

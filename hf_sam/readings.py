@@ -5,6 +5,7 @@ looks.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import torch
@@ -15,12 +16,11 @@ MEANS = ("sharpness", "perturbation_norm", "ascent_grad_norm", "grad_cosine")
 
 class Readings:
     """Sums of what the Landscapes read; `drain` turns them into `sam/` log values and starts
-    over.
+    over. Non-finite values, of a skipped update, are left out of the means.
     """
 
     def __init__(self) -> None:
-        self._sums: dict[str, Tensor] = {}
-        self._counts: dict[str, int] = {}
+        self._sums: dict[str, Tensor] = {}  # of the values, and how many there are: (2,)
         self._updates = 0
         self._perturbed = 0
 
@@ -35,8 +35,9 @@ class Readings:
         for name in (*MEANS, "skipped"):
             if name in readings:
                 value = readings[name].detach().to(torch.float32)
-                self._sums[name] = self._sums[name] + value if name in self._sums else value
-                self._counts[name] = self._counts.get(name, 0) + 1
+                finite = torch.isfinite(value)
+                pair = torch.stack([torch.where(finite, value, 0.0), finite.to(value)])
+                self._sums[name] = self._sums[name] + pair if name in self._sums else pair
 
     def drain(self, average_: Callable[[Sequence[Tensor]], None]) -> dict[str, float]:
         """Return the log values, means over perturbed updates and ranks, with a single look at
@@ -51,7 +52,8 @@ class Readings:
                 self._sums[name].to(self._sums[names[0]].device) for name in names
             ])
             average_([values])
-            for name, value in zip(names, values.tolist(), strict=True):
-                logs[f"sam/{name}"] = value if name == "skipped" else value / self._counts[name]
+            for name, (total, count) in zip(names, values.tolist(), strict=True):
+                mean = total / count if count else math.nan
+                logs[f"sam/{name}"] = total if name == "skipped" else mean
         self.__init__()  # type: ignore[misc]
         return logs

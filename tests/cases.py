@@ -20,6 +20,8 @@ class Case:
         mask_p: the same for an update that makes a new mask.
         rho_zero: what makes it the plain Trainer (law 2).
         rho_zero_exact: bit for bit, or to 1e-6 where architecture.md names an exception.
+        cuts: its passes see parts of micro-batches, whose dropout masks and batch statistics
+            differ.
         batch_coupled: draws or selects examples, so accumulation is visible (law 3).
         stateful: carries state from update to update.
         per_example: needs per-example losses.
@@ -32,6 +34,7 @@ class Case:
     mask_p: float | None = None
     rho_zero: dict[str, Any] = field(default_factory=lambda: {"rho": 0.0})
     rho_zero_exact: bool = True
+    cuts: bool = False
     batch_coupled: bool = False
     stateful: bool = False
     per_example: bool = False
@@ -57,6 +60,7 @@ CASES = [
         "msam",
         passes=lambda step, total: 4,
         options={"micro_batches": 2},
+        cuts=True,
         extra_p=2.0,
         rho_zero_exact=False,
     ),

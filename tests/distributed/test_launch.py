@@ -41,7 +41,9 @@ def test_accelerate_launch_on_cpu(tmp_path: Path) -> None:
     check(accelerate_launch("ddp_cpu.yaml", ["quick"], tmp_path), tmp_path / "one")
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "accelerate_configs").glob("*.yaml")), ids=lambda p: p.name)
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "accelerate_configs").glob("*.yaml")), ids=lambda p: p.name
+)
 def test_accelerate_reads_the_file(path: Path) -> None:
     """Unknown keys are refused by accelerate itself; it starts processes only for this type."""
     from accelerate.commands.config.config_args import ClusterConfig

@@ -109,6 +109,11 @@ def test_rho_zero_is_the_plain_trainer(
         "max_steps": 6,
         "max_grad_norm": 0.5,
     }
+    if case.cuts:
+        if model == "resnet":
+            pytest.skip("batch norm sees other batches")
+        # Adam's division would blow up the rounding of llama's loss, which is float32 inside.
+        common |= {"dropout": 0.0, "dtype": torch.float64, "optim": "sgd"}
     sam = train(tmp_path / "sam", **common, **as_arguments(case, **case.rho_zero))
     state = torch.get_rng_state()
     plain = train(tmp_path / "plain", **common, sam="none")
@@ -163,7 +168,8 @@ def test_accumulation_is_invisible(case: Case, optim: str, model: str, tmp_path:
         tmp_path / "thrice", per_device_train_batch_size=4, gradient_accumulation_steps=3, **common
     )
     assert once.state.global_step == thrice.state.global_step == 6
-    assert_equal(weights(once), weights(thrice), 1e-7)
+    # Llama's loss is float32 inside, and groups add its parts up in another order.
+    assert_equal(weights(once), weights(thrice), 1e-6 if case.cuts else 1e-7)
     assert logged(once) == pytest.approx(logged(thrice), rel=1e-5)
     assert logged(once, "grad_norm") == pytest.approx(logged(thrice, "grad_norm"), rel=1e-5)
 
