@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What every test starts from: no network, an empty cache, one thread, the same seed."""
 
+import logging
 import os
 import random
 import tempfile
@@ -47,6 +48,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if reason := _missing(item):
             item.add_marker(pytest.mark.skip(reason=reason))
+
+
+@pytest.fixture(autouse=True)
+def _loggers_speak() -> None:
+    """Undoes what a library's logging configuration (alembic's, under optuna) switched off."""
+    for name, logger in logging.root.manager.loggerDict.items():
+        if name.startswith(("hf_sam", "glue_scripts")) and isinstance(logger, logging.Logger):
+            logger.disabled = False
 
 
 @pytest.fixture(autouse=True)
