@@ -102,7 +102,7 @@ class Setting:
         init_std: of the initial weights. BERT's 0.02 is for a width of 768.
     """
 
-    sam_rho: float = 0.2
+    sam_rho: float = 0.1
     label_noise: float = 0.2
     examples: int = 1000
     validation: int = 500

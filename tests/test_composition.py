@@ -442,7 +442,13 @@ SHOWN: dict[str, tuple[Callable[[], Method], list[float]]] = {
 }
 
 
-@pytest.mark.parametrize("name", SHOWN)
+@pytest.mark.parametrize(
+    "name",
+    [
+        "friendly and sparse",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in list(SHOWN)[1:]),
+    ],
+)
 def test_it_trains_saves_and_resumes(name: str, tmp_path: Path) -> None:
     """Bit for bit, with all state; and the log has its description."""
     make, shares = SHOWN[name]
