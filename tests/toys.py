@@ -99,6 +99,18 @@ def lora(dropout: float = 0.0) -> torch.nn.Module:
     )
 
 
+def tokenizer() -> Any:
+    """A tokenizer of words `w0` to `w46`, for models of 50 tokens."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    special = {"pad_token": "<pad>", "eos_token": "<eos>", "unk_token": "<unk>"}
+    words = [*special.values(), *(f"w{i}" for i in range(47))]
+    inner = Tokenizer(models.WordLevel({w: i for i, w in enumerate(words)}, unk_token="<unk>"))
+    inner.pre_tokenizer = pre_tokenizers.Whitespace()
+    return PreTrainedTokenizerFast(tokenizer_object=inner, **special)
+
+
 MODELS = {"bert": bert, "llama": llama, "resnet": resnet, "t5": t5, "lora": lora}
 
 
