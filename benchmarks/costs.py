@@ -26,6 +26,9 @@ class Cost:
         extra: peak memory beyond that of `none` in bytes, the renewal of masks left out; None if
             not measured.
         extra_renewal: the same in an update that renews a mask.
+        seconds: median of the updates that count.
+        own: share of an update's time that a trainer spends in `training_step` beside the passes:
+            norms, perturbing, restoring, readings. None if not measured.
     """
 
     ratio: float
@@ -37,6 +40,8 @@ class Cost:
     backwards: float
     extra: int | None
     extra_renewal: int | None
+    seconds: float
+    own: float | None
 
 
 Measured = Mapping[str, Any]
@@ -80,7 +85,17 @@ def _cost(row: Measured, plain: Measured, settings: Mapping[str, Any]) -> Cost:
         backwards=statistics.fmean(row["backward_examples"][i] for i in counted) / batch,
         extra=peaks[0],
         extra_renewal=peaks[1],
+        seconds=statistics.median(row["seconds"][i] for i in _kept(counted, drop)),
+        own=_own(row, _kept(counted, drop)),
     )
+
+
+def _own(row: Measured, kept: Sequence[int]) -> float | None:
+    """Return the median share of the time in `training_step` beside the passes."""
+    if not row.get("step_seconds"):
+        return None
+    steps, passes = row["step_seconds"], row["pass_seconds"]
+    return statistics.median((steps[i] - passes[i]) / row["seconds"][i] for i in kept)
 
 
 def _kept(members: Sequence[int], drop: int) -> list[int]:

@@ -15,6 +15,9 @@ CHUNK = 1 << 20
 largest tensor.
 """
 
+BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+"""Size of a number in bytes -> integers of that size."""
+
 
 @dataclass(frozen=True)
 class Support:
@@ -63,6 +66,7 @@ class Perturbation:
         self._entering = [(p, e, s) for p, e, s in entries if e is not None]
         self._ok = ok
         self._saved: list[tuple[Tensor, Tensor]] = []
+        self._moved: list[tuple[Tensor, Tensor]] = []  # the same in pieces
         self._saved_inside: list[tuple[Tensor, Support, list[Tensor]]] = []
 
     @torch.no_grad()
@@ -85,13 +89,15 @@ class Perturbation:
         return self
 
     def _enter_whole(self, entering: list[tuple[Tensor, Tensor]]) -> None:
-        for pairs in _chunks(entering):
+        self._saved = entering
+        for pairs in _chunks(_pieces(entering)):
             params, eps = [p for p, _ in pairs], [e for _, e in pairs]
-            moved = torch._foreach_add(eps, params)
+            for e in eps:
+                _zero_unless(self._ok.to(e.device), e)
+            there = torch._foreach_add(eps, params)
             torch._foreach_copy_(eps, params)
-            self._saved.extend(pairs)
-            for param, there in zip(params, moved, strict=True):
-                torch.where(self._ok.to(param.device), there, param, out=param)
+            self._moved.extend(pairs)
+            torch._foreach_copy_(params, there)
 
     def _enter_inside(self, param: Tensor, eps: Tensor, support: Support) -> None:
         ok, saved = self._ok.to(param.device), list[Tensor]()
@@ -107,13 +113,13 @@ class Perturbation:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        for pairs in _chunks(self._saved):
+        for pairs in _chunks(self._moved):
             torch._foreach_copy_([p for p, _ in pairs], [saved for _, saved in pairs])
         for param, support, saved in self._saved_inside:
             # Fewer were saved than there are pieces if entering failed on the way.
             for values, (mask, _, (w,)) in zip(saved, support.pieces(param), strict=False):
                 w.masked_scatter_(mask, values)
-        self._saved, self._saved_inside = [], []
+        self._saved, self._moved, self._saved_inside = [], [], []
 
     @torch.no_grad()
     def displacement_dot(
@@ -139,6 +145,24 @@ class Perturbation:
         return sums
 
 
+def _pieces(pairs: Iterable[tuple[Tensor, Tensor]]) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield the pairs, those of large tensors in pieces of `CHUNK` elements."""
+    for a, b in pairs:
+        if a.numel() > CHUNK and a.is_contiguous() and b.is_contiguous():
+            yield from zip(a.view(-1).split(CHUNK), b.view(-1).split(CHUNK), strict=True)
+        else:
+            yield a, b
+
+
+def _zero_unless(ok: Tensor, values: Tensor) -> None:
+    """Put zeros in place, also of what is not finite, unless the `()` bool tensor is true.
+
+    Done by bits: on a CPU `torch.where` takes several times as long.
+    """
+    bits = BITS[values.element_size()]
+    values.view(bits).bitwise_and_(ok.to(bits).neg())
+
+
 def _dot_steps(pieces: Iterable[tuple[Tensor, ...]]) -> Tensor:
     """Return the `()` sum of (now - before) entry over pieces (now, before, entry)."""
     total = None
@@ -157,7 +181,7 @@ def _gather(values: Tensor, mask: Tensor, count: int) -> Tensor:
     return values.masked_select(mask)
 
 
-def _chunks(pairs: list[tuple[Tensor, Tensor]]) -> Iterator[list[tuple[Tensor, Tensor]]]:
+def _chunks(pairs: Iterable[tuple[Tensor, Tensor]]) -> Iterator[list[tuple[Tensor, Tensor]]]:
     """Yield runs of pairs of one device and dtype with about `CHUNK` elements, a larger tensor
     alone.
     """
