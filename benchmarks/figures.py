@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from matplotlib.ticker import MaxNLocator
 
 from benchmarks.costs import costs
 from benchmarks.glue import metric_of
+from benchmarks.radius import Line, lines
 
 INK, SOFT, LINE, MISS = "#1f2933", "#7b8794", "#2563a8", "#c2410c"
 COLOURS = ("#1f2933", "#2563a8", "#c2410c", "#0f766e", "#7c3aed", "#b45309", "#be185d", "#4d7c0f")
@@ -54,6 +56,38 @@ def draw_costs(result: dict[str, Any], path: Path) -> None:
         axes.plot([], [], ls="", label=label, **style)  # type: ignore[arg-type]
     axes.legend(loc="lower right", fontsize=9, frameon=False)
     _finish(figure, axes, path, "x")
+
+
+def draw_radius(result: dict[str, Any], path: Path) -> None:
+    """Draw the gain over `none` against the mean length of the perturbations, a line per family."""
+    figure, axes = plt.subplots(figsize=(8.5, 4.4), layout="constrained")
+    axes.axhline(0.0, color=INK, lw=1.2)
+    families: dict[str, list[Line]] = {}
+    for line in lines(result):
+        if line.norm is not None:
+            families.setdefault(_family(line.name), []).append(line)
+    for i, (family, own) in enumerate(families.items()):
+        own.sort(key=lambda line: line.norm or 0.0)
+        x = [line.norm for line in own]
+        colour = COLOURS[(i + 1) % len(COLOURS)]
+        axes.plot(x, [statistics.fmean(v.gains) for v in own], "o-", color=colour, label=family)
+        for line in own:
+            axes.plot([line.norm] * len(line.gains), line.gains, ".", color=colour, alpha=0.45)
+    axes.set_xscale("log")
+    axes.set_xlabel("mean length of the perturbations")
+    axes.set_title(
+        f"{result['task'].upper()}: {metric_of(result['task']).replace('_', ' ')} beyond that of "
+        "none with the same seed, in points",
+        loc="left",
+        fontsize=11,
+    )
+    axes.legend(fontsize=9, frameon=False)
+    _finish(figure, axes, path, "y")
+
+
+def _family(name: str) -> str:
+    """Return a setting's name without its number: `rho 0.05` is of `rho`."""
+    return " ".join(word for word in name.split() if not word.replace(".", "").isdigit())
 
 
 def draw_scores(results: Sequence[dict[str, Any]], path: Path) -> None:

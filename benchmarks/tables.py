@@ -11,6 +11,7 @@ from typing import Any
 from benchmarks import machine
 from benchmarks.costs import Cost, costs
 from benchmarks.glue import metric_of
+from benchmarks.radius import NONE, lines, spread
 
 Result = dict[str, Any]
 MB = 2**20
@@ -28,6 +29,7 @@ and its pictures are written by `python -m benchmarks.tables`; do not edit them.
 | `python -m benchmarks.methods ...` | the same for a model and a task of yours, on CPU or GPU |
 | `python -m benchmarks.glue run PLAN` | the accuracy runs of a plan (`plans/`), resumable |
 | `python -m benchmarks.glue collect DIR ...` | takes over finished runs of `run_glue.py` |
+| `python -m benchmarks.radius run PLAN` | a study of the radius, resumable |
 | `python -m benchmarks.tables` | this page |
 """
 
@@ -58,6 +60,22 @@ Renewals of a mask (the first update of `ssam_f` and `ssam_d`) are left out of a
 that of the first batches, without dropout, before and after the run.
 
 ![seconds per update relative to none]({picture})
+"""
+
+RADIUS = """\
+## Which radius? {task}
+
+{about}. Seeds {seeds}; {hardware}; the score after the last update in percent, mean and standard
+deviation over the seeds; the gain over `none` is taken seed by seed. *Length* is the mean length of
+the perturbations. Every command is in `{file}`.
+
+```bash
+{command}
+```
+
+{table}
+
+![score over the radius]({picture})
 """
 
 SCORES = """\
@@ -171,6 +189,33 @@ def _where(hardware: dict[str, Any], versions: dict[str, str]) -> str:
     return "; ".join([*words, ", ".join(f"{k} {v}" for k, v in versions.items())]) + "."
 
 
+def radius_section(name: str, result: Result) -> str:
+    """Return what the page says about one result of `benchmarks.radius`."""
+    seeds = sorted({run["seed"] for run in result["runs"]})
+    metric = metric_of(result["task"]).replace("_", " ")
+    rows = [
+        [
+            line.name,
+            str(len(line.scores)),
+            spread(line.scores),
+            "" if line.name == NONE else spread(line.gains),
+            "" if line.norm is None else f"{line.norm:.3f}",
+        ]
+        for line in lines(result)
+    ]
+    hardware = result["hardware"]
+    return RADIUS.format(
+        task=result["task"].upper(),
+        about=result["about"],
+        seeds=", ".join(map(str, seeds)),
+        hardware=hardware.get("gpu", f"{hardware['cpu']}, {hardware['cores']} cores"),
+        file=f"results/{name}.json",
+        command=result["command"],
+        table=markdown(["setting", "seeds", metric, "gain over `none`", "length"], rows),
+        picture=f"results/{name}.png",
+    )
+
+
 def score_sections(results: Sequence[Result]) -> list[str]:
     """Return what the page says about the GLUE runs, a section per task."""
     sections = []
@@ -239,6 +284,7 @@ def readme(results: dict[str, Result]) -> str:
     for name, result in results.items():
         if result["kind"] == "methods":
             parts.append(cost_section(result, f"results/{name}.png"))
+    parts += [radius_section(n, r) for n, r in results.items() if r["kind"] == "radius"]
     glue = [result for result in results.values() if result["kind"] == "glue"]
     parts += score_sections(glue)
     parts += [
@@ -269,6 +315,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     for name, result in results.items():
         if result["kind"] == "methods":
             figures.draw_costs(result, folder / f"{name}.png")
+        elif result["kind"] == "radius":
+            figures.draw_radius(result, folder / f"{name}.png")
     glue = [result for result in results.values() if result["kind"] == "glue"]
     for task in tasks_with_curves(glue):
         figures.draw_scores([r for r in glue if r["task"] == task], folder / f"glue-{task}.png")

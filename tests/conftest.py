@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What every test starts from: no network, an empty cache, one thread, the same seed."""
 
+import gc
 import logging
 import os
 import random
@@ -48,6 +49,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if reason := _missing(item):
             item.add_marker(pytest.mark.skip(reason=reason))
+
+
+def pytest_collection_finish() -> None:
+    """Lets the garbage collector pass over the libraries: every `train()` calls it, twice."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

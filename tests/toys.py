@@ -21,7 +21,7 @@ from transformers import (
     set_seed,
 )
 
-from hf_sam import Landscape, Progress, SAMTrainer, SAMTrainingArguments
+from hf_sam import Landscape, Progress, SAMTrainer, SAMTrainingArguments, Vector
 
 Example = dict[str, Any]
 
@@ -204,6 +204,18 @@ def assert_equal(a: list[torch.Tensor], b: list[torch.Tensor], tolerance: float 
             torch.testing.assert_close(x, y, atol=tolerance, rtol=0.0)
         else:
             assert torch.equal(x, y), f"differs by {(x - y).abs().max().item():.3g}"
+
+
+def assert_same(a: Any, b: Any) -> None:
+    """Assert that two nested states are equal, their tensors bit for bit."""
+    if isinstance(a, dict):
+        assert a.keys() == b.keys()
+        a, b = list(a.values()), [b[key] for key in a]
+    if isinstance(a, (list, tuple, Vector)):
+        for x, y in zip(a, b, strict=True):
+            assert_same(x, y)
+    else:
+        assert torch.equal(a, b) if torch.is_tensor(a) else a == b, (a, b)
 
 
 class Bowl:
