@@ -20,7 +20,7 @@ import transformers
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from benchmarks import cells, machine, tables
+from benchmarks import cells, machine, pages
 
 OUTPUT = Path("outputs/bench")
 
@@ -32,7 +32,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--only", nargs="+", default=[], help="cells whose name holds one of these")
     parser.add_argument("--list", action="store_true", help="name the cells; measure nothing")
     settings = parser.parse_args(argv)
-    wanted = [c for c in cells.plan() if not settings.only or any(o in c.name for o in settings.only)]
+    wanted = [
+        c for c in cells.plan() if not settings.only or any(o in c.name for o in settings.only)
+    ]
     if not wanted:
         raise ValueError(f"--only {' '.join(settings.only)}: no cell's name holds it; see --list")
     if settings.list:
@@ -42,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     transformers.utils.logging.set_verbosity_error()
     failed = _measure(wanted, settings.output_dir)
-    page = tables.write_cells(settings.output_dir)
+    page = pages.write(settings.output_dir)
     print(f"Tables and pictures: {page}")
     return len(failed)
 

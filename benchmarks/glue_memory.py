@@ -24,10 +24,11 @@ os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # before torch is loaded: its p
 import transformers
 from datasets import disable_progress_bars
 
-from benchmarks import machine, tables
+from benchmarks import machine, pages
 from benchmarks.methods import MEMORY_UPDATES, memory, prepare
 from benchmarks.problem import Problem
 from benchmarks.rows import Row, parse_rows
+from benchmarks.tables import read_results
 
 FOLDER = machine.RESULTS / "memory"
 TASKS = ("mrpc", "cola", "mnli")
@@ -76,7 +77,7 @@ def main(argv: Sequence[str] | None = None) -> str:
         missing = [row for row in rows if not _path(settings, row).is_file()]
         if missing:
             _measure(settings, missing)
-    table = tables.memory_table(tables.read_results(settings.output_dir))
+    table = pages.memory_table(read_results(settings.output_dir))
     print(table)
     return table
 

@@ -58,7 +58,9 @@ def rival(name: str) -> Rival:
         ValueError: there is no such rival.
     """
     if name not in RIVALS:
-        raise ValueError(f"{name!r} is no rival; choose from {', '.join(RIVALS)}" + nearest(name, RIVALS))
+        raise ValueError(
+            f"{name!r} is no rival; choose from {', '.join(RIVALS)}" + nearest(name, RIVALS)
+        )
     return RIVALS[name]
 
 
@@ -73,6 +75,7 @@ class Loop:
     Attributes:
         samples: one entry per update.
         device: where it computes.
+        model: a copy of the problem's.
 
     Args:
         problem: what is trained.
@@ -86,8 +89,8 @@ class Loop:
         self._args = problem.plain
         self.device = problem.training.device
         set_seed(self._args.seed)
-        self._model = problem.copy_of_model().to(self.device).train()
-        self._params = [p for p in self._model.parameters() if p.requires_grad]
+        self.model = problem.copy_of_model().to(self.device).train()
+        self._params = [p for p in self.model.parameters() if p.requires_grad]
         self._watch = Stopwatch(self.device)
         self._optimizer, inner = self._optimizers(name)
         self._scheduler = get_scheduler(self._args.lr_scheduler_type, inner, 0, updates)
@@ -98,6 +101,7 @@ class Loop:
     def _optimizers(self, name: str) -> tuple[Any, torch.optim.Optimizer]:
         """Return what steps, and the optimizer inside it whose learning rate is scheduled."""
         kind, options = Trainer.get_optimizer_cls_and_kwargs(self._args)
+        options |= {"weight_decay": self._args.weight_decay}
         if name == "loop:sam":
             optimizer = kind(self._params, **options)
             return optimizer, optimizer
@@ -140,7 +144,7 @@ class Loop:
         """Run forward and backward."""
         self._watch.start()
         with self._autocast():
-            loss = self._model(**batch).loss
+            loss = self.model(**batch).loss
         loss.backward()
         self._watch.stop()
         self._forwards += 1
@@ -193,4 +197,3 @@ class Loop:
 
     def finish(self) -> None:
         """Nothing runs on."""
-

@@ -138,12 +138,19 @@ def _say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def memory(problem: Problem, row: Row, updates: int = MEMORY_UPDATES) -> dict[str, Any]:
-    """Measure the peaks of a few updates; a mask is renewed in one of them, from few examples."""
+def memory(problem: Problem, row: Row, updates: int | None = None) -> dict[str, Any]:
+    """Measure the peaks of a few updates; a mask is renewed in one of them, from few examples.
+
+    Args:
+        problem: what is trained.
+        row: how.
+        updates: how many; default: enough for every method.
+    """
     options: dict[str, Any] = {"update_interval": MEMORY_INTERVAL} if row.renews else {}
     if row.key == "ssam_f":
         options["fisher_samples"] = 8
-    peaks, samples = update_peaks(problem.trainer(row, updates, **options))
+    trainer = problem.trainer(row, updates or MEMORY_UPDATES, **options)
+    peaks, samples = update_peaks(trainer)
     return {
         "peaks": peaks,
         "forwards": samples.forwards,
