@@ -234,6 +234,7 @@ def parse_arguments(argv: Sequence[str]) -> Arguments:
     for action in parser._actions:
         if action.dest == "include_num_input_tokens_seen":  # a bool or a word, for transformers
             action.type = _word_or_bool
+    parser.set_defaults(sam_track_memory=True)
     flags = list(argv)
     if flags and not flags[0].startswith("-"):
         flags = _apply_file(parser, Path(flags[0])) + flags[1:]

@@ -21,6 +21,7 @@ from transformers import TrainerCallback
 
 import hf_sam
 from hf_sam import SAMTrainer
+from hf_sam.callbacks import MemoryCallback
 
 MEMORY = "max memory (MB)"
 MB = 2**20
@@ -37,11 +38,18 @@ class PeakMemory:
     Args:
         device: where the model computes.
         interval: seconds between two samples of the resident set.
+        tracked: a callback that resets torch's statistics in between, and knows the peak of all.
     """
 
-    def __init__(self, device: torch.device, interval: float = 0.02) -> None:
+    def __init__(
+        self,
+        device: torch.device,
+        interval: float = 0.02,
+        tracked: MemoryCallback | None = None,
+    ) -> None:
         """Measure nothing yet."""
         self.device = device
+        self.tracked = tracked
         self.interval = interval
         self._bytes = 0
         self._done = threading.Event()
@@ -70,7 +78,8 @@ class PeakMemory:
     ) -> None:
         """Take the peak, whether or not there was an error."""
         if self._thread is None:
-            self._bytes = torch.cuda.max_memory_allocated(self.device)
+            found = torch.cuda.max_memory_allocated(self.device)
+            self._bytes = max(found, self.tracked.peak if self.tracked is not None else 0)
             return
         self._done.set()
         self._thread.join()

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from glue_scripts.arguments import DataTrainingArguments, ModelArguments, Task
     from glue_scripts.results import UpdateTimer
     from hf_sam import SAMTrainer, SAMTrainingArguments
+    from hf_sam.callbacks import MemoryCallback
 
 
 @dataclass
@@ -207,13 +208,25 @@ def train(run: Run) -> dict[str, Any]:
     from glue_scripts.results import PeakMemory, save_results
 
     trainer = run.trainer
-    with PeakMemory(trainer.args.device) as peak:
+    tracked = _memory_callback(trainer)
+    with PeakMemory(trainer.args.device, tracked=tracked) as peak:
         metrics = trainer.train(resume_from_checkpoint=run.resume_from).metrics
     metrics |= {"train_samples": len(trainer.train_dataset)} | run.timer.metrics()
     trainer.save_model()
     trainer.save_state()
     save_results(trainer, "train", metrics, peak, run.origin)
     return metrics
+
+
+def _memory_callback(trainer: SAMTrainer) -> MemoryCallback | None:
+    """Return the trainer's callback for memory, added here rather than by the trainer itself."""
+    from hf_sam.callbacks import MemoryCallback
+
+    if not trainer.args.sam_track_memory:
+        return None
+    callback = MemoryCallback()
+    trainer.add_callback(callback)
+    return callback
 
 
 def evaluate(run: Run) -> dict[str, Any]:

@@ -72,7 +72,7 @@ class RSAM(Perturbing):
         """Return the gradient at w + rho v / |v|."""
         noise = (self.noise(at, i) if chosen else None for i, chosen in enumerate(at.where))
         with at.perturbed(Vector(noise, at.weights().total)):
-            smooth = at.gradient(local_ok=True, fraction=self.ascent_fraction)
+            smooth = at.gradient(local_ok=True, only=at.some, fraction=self.ascent_fraction)
         v = at.chosen(smooth).mul_(self.lam)
         for i in v.present:
             v[i].add_(self.noise(at, i))  # type: ignore[union-attr]

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from glue_scripts.results import MB, PeakMemory, UpdateTimer, origin, write_predictions
+from hf_sam.callbacks import MemoryCallback
 
 
 def test_the_peak_of_the_resident_set_is_seen_after_it_is_gone() -> None:
@@ -39,6 +40,20 @@ def test_the_peak_of_cuda_is_torch_s_own() -> None:
         block = torch.ones(100 * MB, dtype=torch.uint8, device=device)
         del block
     assert peak.megabytes == pytest.approx(before / MB + 100, abs=1)
+
+
+def test_a_callback_that_resets_cudas_statistics_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    left = [30 * MB]
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda device: None)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: left[0])
+    tracked = MemoryCallback()
+    with PeakMemory(torch.device("cuda"), tracked=tracked) as peak:
+        tracked.peak = 50 * MB
+    assert peak.megabytes == 50
+    left[0] = 70 * MB
+    with PeakMemory(torch.device("cuda"), tracked=tracked) as peak:
+        pass
+    assert peak.megabytes == 70
 
 
 def test_seconds_per_update_leave_evaluation_out(monkeypatch: pytest.MonkeyPatch) -> None:
