@@ -63,7 +63,6 @@ from glue_scripts.embedded import (
     tiny_bert,
     train_tokenizer,
 )
-from glue_scripts.results import UpdateTimer
 from hf_sam import METHODS, SAMTrainer, SAMTrainingArguments, __version__
 from hf_sam.sharpness import (
     Panel,
@@ -76,6 +75,7 @@ from hf_sam.sharpness import (
     random_direction,
     sharpness,
 )
+from shared_scripts.results import UpdateTimer
 
 TASK = "mrpc"
 FIXED = 512
