@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 from transformers import Trainer, TrainerCallback, TrainerControl
 
+from hf_sam.engine.slicing import examples
+
 
 @dataclass
 class Samples:
@@ -54,7 +56,7 @@ class Passes:
         self.forwards = self.backwards = self.forward_examples = self.backward_examples = 0
 
     def _forward(self, model: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
-        self._size = len(kwargs["input_ids"])
+        self._size = examples(kwargs)
         self.forwards += 1
         self.forward_examples += self._size
 
