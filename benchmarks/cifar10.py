@@ -10,7 +10,7 @@ goes on to `run_image_classification.py` (`--torch_compile`, `--sam_rho 0.1`, ..
 again resumes a run that was stopped from its last epoch, or says that its result is there. A result
 is `benchmarks/results/cifar10-NAME.json`.
 
-`--small` is what a CPU can do: 5,000 training and 2,000 test images, a ResNet of 8 layers, 15
+`--small` is what a CPU can do: 5,000 training and 2,000 test images, a ResNet of 8 layers, 10
 epochs, bfloat16 autocast. `--speed` lets the methods take turns, update by update, in one process,
 so that whatever else the machine does meets all of them alike; accuracy runs may share their
 machine.
@@ -47,7 +47,7 @@ SMALL = {
     "config_overrides": '{"depths": [1, 1, 1], "hidden_sizes": [16, 32, 64]}',
     "max_train_samples": 5000,
     "max_eval_samples": 2000,
-    "num_train_epochs": 15,
+    "num_train_epochs": 10,
     "use_cpu": True,
     "bf16": True,
     "channels_last": True,
