@@ -55,8 +55,8 @@ def load_config(args: ModelArguments) -> PretrainedConfig:
     except (OSError, ValueError, TypeError, StrictDataclassError) as error:
         if isinstance(error, InputError):
             raise
-        known = nearest(name, CONFIG_MAPPING)
-        raise InputError(f"{name}: no configuration can be made of it{known} {error}") from error
+        known, reason = nearest(name, CONFIG_MAPPING), " ".join(str(error).split())
+        raise InputError(f"{name}: no configuration can be made of it{known} ({reason})") from error
     if config.model_type == TIMM and not is_timm_available():
         raise InputError(f"{name}: {_needs_timm()}")
     return config
@@ -191,11 +191,15 @@ def load_model(
             f"can be made of it: {error}"
         ) from error
     _try(model, size)
+    # Checkpoints get the weights' present names: Trainer resumes by these alone, and would silently
+    # go on with new weights after the old names of ViT (transformers issue 48805).
+    model._weight_conversions = []
     return model.to(memory_format=torch.channels_last) if args.channels_last else model
 
 
 def _build(args: ModelArguments, config: PretrainedConfig) -> Any:
     if args.model_name_or_path is None:
+        config.architectures = config.architectures or []  # None breaks types of several classes
         return AutoModelForImageClassification.from_config(config)
     return AutoModelForImageClassification.from_pretrained(
         args.model_name_or_path,
