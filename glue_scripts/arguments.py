@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from hf_sam import SAMTrainingArguments
-from shared_scripts.arguments import InputError, check_positive, nearest, parse
+from shared_scripts.arguments import HubArguments, InputError, check_positive, nearest, parse
 
 MAX_SAMPLES = ("max_train_samples", "max_eval_samples", "max_predict_samples")
 
@@ -54,7 +54,7 @@ TASKS: dict[str, Task] = {
 
 
 @dataclass
-class ModelArguments:
+class ModelArguments(HubArguments):
     """Which model, configuration and tokenizer to start from, and whether to train adapters."""
 
     model_name_or_path: str = field(
@@ -66,24 +66,8 @@ class ModelArguments:
     tokenizer_name: str | None = field(
         default=None, metadata={"help": "Tokenizer, if it is not the model's own."}
     )
-    cache_dir: str | None = field(
-        default=None, metadata={"help": "Where to keep what is downloaded or prepared."}
-    )
     use_fast_tokenizer: bool = field(
         default=True, metadata={"help": "Use a tokenizer backed by the tokenizers library."}
-    )
-    model_revision: str = field(
-        default="main", metadata={"help": "Branch, tag or commit of the model on the Hub."}
-    )
-    token: str | None = field(
-        default=None, metadata={"help": "Hub token; default: the one that `hf auth login` stored."}
-    )
-    trust_remote_code: bool = field(
-        default=False, metadata={"help": "Run model code from the Hub. Read that code first."}
-    )
-    ignore_mismatched_sizes: bool = field(
-        default=False,
-        metadata={"help": "Replace weights whose shape does not fit (another number of labels)."},
     )
     use_peft: bool = field(
         default=False, metadata={"help": "Train LoRA adapters and the head instead of all weights."}

@@ -5,6 +5,7 @@ import difflib
 import json
 from argparse import Action, ArgumentError
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -29,6 +30,38 @@ def check_positive(arguments: Any, *names: str) -> None:
         value = getattr(arguments, name)
         if value is not None and value < 1:
             raise InputError(f"--{name} {value}: must be at least 1")
+
+
+@dataclass(kw_only=True)
+class HubArguments:
+    """How models are loaded, from the Hub or elsewhere."""
+
+    cache_dir: str | None = field(
+        default=None, metadata={"help": "Where to keep what is downloaded or prepared."}
+    )
+    model_revision: str = field(
+        default="main", metadata={"help": "Branch, tag or commit of the model on the Hub."}
+    )
+    token: str | None = field(
+        default=None, metadata={"help": "Hub token; default: the one that `hf auth login` stored."}
+    )
+    trust_remote_code: bool = field(
+        default=False, metadata={"help": "Run model code from the Hub. Read that code first."}
+    )
+    ignore_mismatched_sizes: bool = field(
+        default=False,
+        metadata={"help": "Replace weights whose shape does not fit (another number of labels)."},
+    )
+
+    @property
+    def download_options(self) -> dict[str, Any]:
+        """What `from_pretrained` takes of them."""
+        return {
+            "cache_dir": self.cache_dir,
+            "revision": self.model_revision,
+            "token": self.token,
+            "trust_remote_code": self.trust_remote_code,
+        }
 
 
 class ArgumentParser(HfArgumentParser):

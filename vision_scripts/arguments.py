@@ -8,13 +8,13 @@ from typing import Any
 
 from hf_sam import SAMTrainingArguments
 from hf_sam.arguments import parse_options
-from shared_scripts.arguments import InputError, check_positive, parse
+from shared_scripts.arguments import HubArguments, InputError, check_positive, parse
 
 RECIPES = Path(__file__).parent / "recipes"
 
 
 @dataclass
-class ModelArguments:
+class ModelArguments(HubArguments):
     """Which model to start from: a checkpoint, or a configuration with new weights."""
 
     model_name_or_path: str | None = field(
@@ -38,22 +38,6 @@ class ModelArguments:
             "help": "Where size, mean and standard deviation of the images come from, if not from "
             "the model; without either, from the training images."
         },
-    )
-    cache_dir: str | None = field(
-        default=None, metadata={"help": "Where to keep what is downloaded or prepared."}
-    )
-    model_revision: str = field(
-        default="main", metadata={"help": "Branch, tag or commit of the model on the Hub."}
-    )
-    token: str | None = field(
-        default=None, metadata={"help": "Hub token; default: the one that `hf auth login` stored."}
-    )
-    trust_remote_code: bool = field(
-        default=False, metadata={"help": "Run model code from the Hub. Read that code first."}
-    )
-    ignore_mismatched_sizes: bool = field(
-        default=False,
-        metadata={"help": "Replace weights whose shape does not fit (another number of labels)."},
     )
     channels_last: bool = field(
         default=False,

@@ -44,7 +44,7 @@ def load_config(args: ModelArguments) -> PretrainedConfig:
     def build(**fields: Any) -> PretrainedConfig:
         if by_type:
             return AutoConfig.for_model(name, **fields)
-        return AutoConfig.from_pretrained(name, **_download_options(args), **fields)
+        return AutoConfig.from_pretrained(name, **args.download_options, **fields)
 
     try:
         plain = build()
@@ -75,15 +75,6 @@ def _check_overrides(config: PretrainedConfig, overrides: Any) -> None:
                 f"--config_overrides {key}: {type(config).__name__} has no such field"
                 f"{nearest(key, fields)} It has: {', '.join(fields)}"
             )
-
-
-def _download_options(args: ModelArguments) -> dict[str, Any]:
-    return {
-        "cache_dir": args.cache_dir,
-        "revision": args.model_revision,
-        "token": args.token,
-        "trust_remote_code": args.trust_remote_code,
-    }
 
 
 @dataclass
@@ -205,7 +196,7 @@ def _build(args: ModelArguments, config: PretrainedConfig) -> Any:
         args.model_name_or_path,
         config=config,
         ignore_mismatched_sizes=args.ignore_mismatched_sizes,
-        **_download_options(args),
+        **args.download_options,
     )
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from benchmarks import cifar10, machine
+from benchmarks.cifar10_page import images_per_second, page, seconds_per_update, waiting
 from tests.vision.conftest import TINY, table
 
 
@@ -52,9 +53,9 @@ def test_methods_take_turns(words: list[str]) -> None:
         "sam": [2] * 4,
     }
     assert result["rows"]["sam"]["forward_examples"] == [16] * 4
-    assert 0 < cifar10.waiting(result, "none") < 1
+    assert 0 < waiting(result, "none") < 1
     median = sorted(result["rows"]["sam"]["seconds"][1:])[1]
-    assert cifar10.images_per_second(result, "sam") == pytest.approx(8 / median)
+    assert images_per_second(result, "sam") == pytest.approx(8 / median)
     with pytest.raises(ValueError, match="--speed sam .*: give none"):
         cifar10.main([*words, "--speed", "sam"])
 
@@ -91,7 +92,7 @@ def speed(**more: Any) -> dict[str, Any]:
 
 def test_the_page_says_what_was_measured_and_what_was_not() -> None:
     runs = [result("sam", 1, 60.0), result("sam", 2, 62.0), result("none", 1, 50.0)]
-    text = cifar10.page([*runs, speed()])
+    text = page([*runs, speed()])
     assert "## ResNet-18 on a GPU\n\nNot measured." in text
     assert "| `none` | 50.00 | 51.00 | 1 | 1.00 | 101 | 95.41 | 1.00 |" in text
     assert "| `sam` | 61.00 ± 1.41 | 62.00 ± 1.41 | 2 | 0.48 | 102 | 96.52 | 0.51 |" in text
@@ -100,14 +101,14 @@ def test_the_page_says_what_was_measured_and_what_was_not() -> None:
     )
     assert "waits for its batches 10.0 % of the time" in text
     gpu = {"hardware": {"gpu": "G"}}
-    text = cifar10.page([result("none", 1, 95.0, **gpu), speed(), *runs])
+    text = page([result("none", 1, 95.0, **gpu), speed(), *runs])
     assert "Not measured" not in text
     assert "| `none` | 95.00 | 96.00 | 1 |  | 101 | 95.41 | 1.00 |" in text
 
 
 def test_methods_with_updates_of_two_kinds_are_averaged() -> None:
     row = {"seconds": [9.0, 1.0, 1.0, 2.0, 1.0], "forward_examples": [8, 8, 8, 16, 8]}
-    assert cifar10.seconds_per_update({"rows": {"looksam": row}, "drop": 1}, "looksam") == 1.25
+    assert seconds_per_update({"rows": {"looksam": row}, "drop": 1}, "looksam") == 1.25
 
 
 def test_the_page_is_written_from_the_files(words: list[str], tmp_path: Path) -> None:
