@@ -158,7 +158,7 @@ def _history(log: Sequence[dict[str, Any]]) -> dict[str, list[float]]:
     return {name: [entry[name] for entry in log if name in entry] for name in names}
 
 
-class InputWait(TrainerCallback):
+class InputWait:
     """Measures how long each update waits for its batch, and what a GPU does to make it."""
 
     def __init__(self, trainer: Any) -> None:

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import io
-import os
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -54,7 +53,7 @@ def decode_all(sources: Sequence[Source], size: int | None, channels: int) -> Te
     shape = (len(sources), size, size, channels)
     _check_memory(shape)
     images = np.empty(shape, dtype=np.uint8)
-    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
         decode = partial(_decode, size=size, channels=channels)
         for row, image in enumerate(pool.map(decode, sources)):
             images[row] = image

@@ -114,7 +114,7 @@ def preparation(args: ModelArguments, config: PretrainedConfig, size: int | None
     Raises:
         InputError: the image processor that is named does not exist.
     """
-    found = _processor_dict(args)
+    found = _timm_dict(config) or _processor_dict(args)
     from_scratch = args.model_name_or_path is None
     if size is None:
         own = {} if from_scratch and "image_size" not in args.config_overrides else vars(config)
@@ -125,6 +125,14 @@ def preparation(args: ModelArguments, config: PretrainedConfig, size: int | None
     if not found.get("do_normalize", bool(mean)):
         return Preparation(size)
     return Preparation(size, list(mean)[:channels], list(std)[:channels])
+
+
+def _timm_dict(config: PretrainedConfig) -> dict[str, Any]:
+    """Return what a configuration of timm's says of the images, in transformers' words."""
+    own = getattr(config, "pretrained_cfg", None) or {}
+    if not {"input_size", "mean", "std"} <= own.keys():
+        return {}
+    return {"size": own["input_size"][-1], "image_mean": own["mean"], "image_std": own["std"]}
 
 
 def _processor_dict(args: ModelArguments) -> dict[str, Any]:

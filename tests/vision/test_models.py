@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForImageClassification
+from transformers import AutoModelForImageClassification, TimmWrapperConfig
 
 from shared_scripts.arguments import InputError
 from vision_scripts import models
@@ -143,5 +143,10 @@ def test_what_a_checkpoint_wants_of_its_images(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="--image_processor_name .*none: cannot be loaded"):
         named = ModelArguments(config_name="vit", image_processor_name=str(tmp_path / "none"))
         models.preparation(named, config, None)
+    timm = TimmWrapperConfig(
+        pretrained_cfg={"input_size": [3, 14, 14], "mean": [0.5] * 3, "std": [0.2] * 3}
+    )
+    expected = models.Preparation(14, [0.5] * 3, [0.2] * 3)
+    assert models.preparation(scratch, timm, None) == expected
     (tmp_path / "preprocessor_config.json").unlink()
     assert models.preparation(args, config, None) == models.Preparation(12)
