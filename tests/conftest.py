@@ -29,6 +29,9 @@ settings.register_profile("hf_sam", deadline=None, derandomize=True)
 settings.load_profile("hf_sam")
 
 
+OURS = ("hf_sam", "glue_scripts", "shared_scripts", "vision_scripts")
+
+
 def _missing(item: pytest.Item) -> str | None:
     """Says what this machine lacks for the test, or None."""
     if item.get_closest_marker("gpu") and not torch.accelerator.is_available():
@@ -61,7 +64,7 @@ def pytest_collection_finish() -> None:
 def _loggers_speak() -> None:
     """Undoes what a library's logging configuration (alembic's, under optuna) switched off."""
     for name, logger in logging.root.manager.loggerDict.items():
-        if name.startswith(("hf_sam", "glue_scripts")) and isinstance(logger, logging.Logger):
+        if name.startswith(OURS) and isinstance(logger, logging.Logger):
             logger.disabled = False
 
 

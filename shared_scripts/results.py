@@ -129,10 +129,11 @@ class UpdateTimer(TrainerCallback):
         }
 
 
-def origin(arguments: Iterable[Any], argv: Sequence[str]) -> dict[str, Any]:
+def origin(script: str, arguments: Iterable[Any], argv: Sequence[str]) -> dict[str, Any]:
     """Return command, arguments that are not the default, and versions: what repeats a run.
 
     Args:
+        script: file that is run.
         arguments: the dataclasses that were parsed; secrets are left out.
         argv: the command line's words.
     """
@@ -144,7 +145,7 @@ def origin(arguments: Iterable[Any], argv: Sequence[str]) -> dict[str, Any]:
     }
     packages = ("torch", "transformers", "accelerate", "datasets")
     return {
-        "command": shlex.join(["python", "glue_scripts/run_glue.py", *_without_secrets(argv)]),
+        "command": shlex.join(["python", script, *_without_secrets(argv)]),
         "arguments": json.loads(json.dumps(given, default=str)),
         "versions": {name: version(name) for name in packages} | {"hf_sam": hf_sam.__version__},
     }
