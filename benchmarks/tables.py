@@ -246,9 +246,14 @@ def _radius(method: dict[str, Any]) -> str:
 def _schedule(result: Result) -> str:
     arguments = result["all_results"]["arguments"]
     batch = arguments.get("per_device_train_batch_size", 8)
+    words = ["in bfloat16"] if arguments.get("bf16") else []
+    if arguments.get("train_sampling_strategy") == "group_by_length":
+        words.append("by length")
+    epochs = arguments.get("num_train_epochs", 3)
     if arguments.get("max_steps", -1) > 0:
-        return f"{arguments['max_steps']} updates of {batch}"
-    return f"{arguments.get('num_train_epochs', 3):g} epochs, batches of {batch}"
+        return ", ".join([f"{arguments['max_steps']} updates of {batch}", *words])
+    many = f"{epochs:g} epoch" + ("s" if epochs != 1 else "")
+    return ", ".join([f"{many}, batches of {batch}", *words])
 
 
 def _scores(scores: dict[str, float], task: str) -> str:
