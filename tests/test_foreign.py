@@ -62,8 +62,8 @@ def sft() -> Host:
         data = Dataset.from_dict({"input_ids": rows, "labels": labels})
         return {"model": llama(dropout), "train_dataset": data, "processing_class": tokenizer()}
 
-    settings = {"dataset_kwargs": {"skip_prepare_dataset": True}}
-    settings |= {"bf16": False, "gradient_checkpointing": False}
+    settings: dict[str, Any] = {"dataset_kwargs": {"skip_prepare_dataset": True}}
+    settings |= {"bf16": False}  # activations are checkpointed by default
     return Host(trl.SFTTrainer, trl.SFTConfig, settings, parts, take)
 
 

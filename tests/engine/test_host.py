@@ -89,6 +89,22 @@ def test_a_step_that_calls_on_sees_the_same_data_in_every_pass(tmp_path: Path) -
     assert_equal(weights(ours), weights(plain))
 
 
+class Headed(Trainer):
+    """Its loss runs modules of the trainer's own, which keep statistics."""
+
+    def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, **_: Any) -> Any:
+        return self.losses["one"](self.head(model(**inputs).logits)).square().mean() + 1.0
+
+
+def test_statistics_of_a_loss_module_move_once(tmp_path: Path) -> None:
+    trainer = make_trainer(tmp_path, cls=over(Headed), max_steps=3)
+    trainer.head = torch.nn.BatchNorm1d(2)
+    trainer.losses = {"one": torch.nn.BatchNorm1d(2), "some number": 3}
+    trainer.train()
+    assert int(trainer.head.num_batches_tracked) == 3
+    assert int(trainer.losses["one"].num_batches_tracked) == 3
+
+
 def test_a_decorated_step_is_looked_into() -> None:
     def wrapping(step: Any) -> Any:
         @functools.wraps(step)
