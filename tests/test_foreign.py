@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -89,10 +89,10 @@ def dpo() -> Host:
     return Host(trl.DPOTrainer, trl.DPOConfig, settings, parts, pairs_of)
 
 
-def sentences() -> Host:
+def sentences(own_weights: bool = True) -> Host:
     kit = pytest.importorskip("sentence_transformers", reason=NEEDS_SENTENCES)
     from sentence_transformers.base.modules import Transformer
-    from sentence_transformers.sentence_transformer.losses import SoftmaxLoss
+    from sentence_transformers.sentence_transformer.losses import CosineSimilarityLoss, SoftmaxLoss
     from sentence_transformers.sentence_transformer.modules import Pooling
 
     def parts(folder: Path, dropout: float) -> dict[str, Any]:
@@ -108,7 +108,7 @@ def sentences() -> Host:
             {"one": sentence(draw), "two": sentence(draw), "label": draw.randrange(2)}
             for _ in range(32)
         ]
-        loss = SoftmaxLoss(model, 16, 2)  # has weights of its own
+        loss = SoftmaxLoss(model, 16, 2) if own_weights else CosineSimilarityLoss(model)
         return {"model": model, "train_dataset": Dataset.from_list(rows), "loss": loss}
 
     config = kit.SentenceTransformerTrainingArguments
@@ -116,6 +116,7 @@ def sentences() -> Host:
 
 
 HOSTS = {"sft": sft, "dpo": dpo, "sentences": sentences}
+ON_RANKS = {"sft": sft, "dpo": dpo, "similar sentences": partial(sentences, own_weights=False)}
 
 
 @cache
@@ -140,7 +141,7 @@ def run(
     name: str, folder: Path, plain: bool = False, dropout: float = 0.0, **arguments: Any
 ) -> Any:
     """A trained foreign trainer, with the mixin or without."""
-    host = HOSTS[name]()
+    host = (HOSTS | ON_RANKS)[name]()
     cls, config = (
         (host.cls, host.config) if plain else (of_readme(host.cls), of_readme(host.config))
     )

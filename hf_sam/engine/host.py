@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
 from types import CodeType
 from typing import Any, NoReturn
 
@@ -38,6 +38,30 @@ def check_host(kind: type) -> None:
         _refuse(
             f"{cls.__name__}._prepare_inputs makes the data within a pass, as trainers do that "
             f"generate with the model"
+        )
+
+
+def check_averaged(names: Sequence[str], inside: Collection[str], processes: int) -> None:
+    """Refuse weights that several processes train each for itself.
+
+    DDP averages the gradients of the model alone. What a loss owns beside it drifts apart, and with
+    it whatever a method computes from all gradients together, such as the length of a perturbation.
+
+    Args:
+        names: of the optimizer's parameters.
+        inside: names of the model's.
+        processes: how many there are.
+
+    Raises:
+        NotImplementedError: the parameters' number, and what to do instead.
+    """
+    outside = [name for name in names if name not in inside]
+    if processes > 1 and outside:
+        raise NotImplementedError(
+            f"hf_sam does not support {processes} processes where the optimizer has parameters "
+            f"outside the model ({len(outside)} of {len(names)}, such as those of a loss module): "
+            f"nobody averages their gradients over ranks; make them part of the model, or use one "
+            f"process"
         )
 
 

@@ -470,7 +470,7 @@ def foreign(folder: Path) -> Found:
     from tests import test_foreign
 
     found: Found = {}
-    for name in test_foreign.HOSTS:
+    for name in test_foreign.ON_RANKS:
         for kind, settings in test_foreign.KINDS.items():
             trainer = test_foreign.run(name, folder / name, **settings)
             found[f"{name} {kind}"] = {

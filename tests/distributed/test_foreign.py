@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.distributed.launch import torchrun
-from tests.test_foreign import HOSTS, MOVING, NEEDS_SENTENCES, NEEDS_TRL, all_weights, run
+from tests.test_foreign import MOVING, NEEDS_SENTENCES, NEEDS_TRL, ON_RANKS, all_weights, run
 from tests.toys import assert_equal
 
 pytestmark = [
@@ -22,7 +22,7 @@ def test_two_processes(tmp_path: Path) -> None:
     pytest.importorskip("trl", reason=NEEDS_TRL)
     pytest.importorskip("sentence_transformers", reason=NEEDS_SENTENCES)
     mine, theirs = (rank["foreign"] for rank in torchrun(["foreign"], tmp_path, timeout=500))
-    for name in HOSTS:
+    for name in ON_RANKS:
         assert mine[f"{name} still"]["local"], "each rank ascends along its own gradient"
         for kind in ("plain", "still", "moving"):
             assert_equal(mine[f"{name} {kind}"]["weights"], theirs[f"{name} {kind}"]["weights"])

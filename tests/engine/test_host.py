@@ -12,7 +12,7 @@ import torch
 from transformers import Trainer, TrainingArguments
 
 from hf_sam import SAMArguments, SAMMixin, SAMTrainer
-from hf_sam.engine.host import check_host
+from hf_sam.engine.host import check_averaged, check_host
 from tests.toys import assert_equal, make_trainer, train, weights
 
 
@@ -153,3 +153,12 @@ def test_a_mixin_behind_its_trainer_is_refused() -> None:
         type("Late", (Trainer, SAMMixin), {})
     with pytest.raises(TypeError, match="SAMArguments must come first"):
         type("LateArguments", (TrainingArguments, SAMArguments), {})
+
+
+def test_weights_that_no_rank_shares_are_refused() -> None:
+    """A loss module's, which are outside of what DDP averages."""
+    inside = {"first.weight", "second.weight"}
+    check_averaged(["first.weight", "optimizer.1"], inside, processes=1)
+    check_averaged(["first.weight", "second.weight"], inside, processes=2)
+    with pytest.raises(NotImplementedError, match="2 processes.*1 of 2.*part of the model"):
+        check_averaged(["first.weight", "optimizer.1"], inside, processes=2)
