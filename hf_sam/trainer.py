@@ -20,7 +20,7 @@ from . import __version__
 from .arguments import build_method, check_order, main_method, option
 from .callbacks.memory import MemoryCallback
 from .engine.checkpoint import load_state, save_state
-from .engine.host import GIVEN, check_host
+from .engine.host import GIVEN, check_averaged, check_host, modules_of
 from .engine.records import Records
 from .engine.replay import Replay, norm_buffers
 from .engine.sharding import AcceleratedEngine
@@ -120,6 +120,7 @@ class SAMMixin(Passes):
         self._params = [p for group in self.optimizer.param_groups for p in group["params"]]
         names = {id(p): name for name, p in self.model.named_parameters()}
         self._names = [names.get(id(p), f"optimizer.{i}") for i, p in enumerate(self._params)]
+        check_averaged(self._names, names.values(), self.accelerator.num_processes)
         self._where = choose(option(self.args, "sam_where"), self._params, self._names, self.model)
         inside = {id(p) for p in self._params}
         self._strays = [
@@ -189,7 +190,8 @@ class SAMMixin(Passes):
 
     def _new_replay(self) -> Replay:
         devices = {p.device for p in self.model.parameters()}
-        buffers = norm_buffers(self.model) if option(self.args, "sam_freeze_norm_stats") else []
+        frozen = option(self.args, "sam_freeze_norm_stats")
+        buffers = norm_buffers(modules_of(self)) if frozen else []
         rng, records = option(self.args, "sam_replay_rng"), Records(self, GIVEN)
         return Replay(buffers, devices, rng, records)
 

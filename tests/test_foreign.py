@@ -1,13 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """Other people's trainers under SAM: TRL's for fine-tuning and preferences, sentence-transformers'.
 
-Each by one line over `SAMMixin`, on a tiny model, against the same trainer without SAM.
+Each by the README's line over `SAMMixin`, on a tiny model, against the same trainer without SAM.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache, partial
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -17,7 +19,6 @@ import torch
 from datasets import Dataset
 from transformers import BertModel, set_seed
 
-from hf_sam import SAMArguments, SAMMixin
 from hf_sam.engine.slicing import take
 from tests.toys import assert_equal, bert, llama, logged, tokenizer
 
@@ -61,8 +62,8 @@ def sft() -> Host:
         data = Dataset.from_dict({"input_ids": rows, "labels": labels})
         return {"model": llama(dropout), "train_dataset": data, "processing_class": tokenizer()}
 
-    settings = {"dataset_kwargs": {"skip_prepare_dataset": True}}
-    settings |= {"bf16": False, "gradient_checkpointing": False}
+    settings: dict[str, Any] = {"dataset_kwargs": {"skip_prepare_dataset": True}}
+    settings |= {"bf16": False}  # activations are checkpointed by default
     return Host(trl.SFTTrainer, trl.SFTConfig, settings, parts, take)
 
 
@@ -88,16 +89,18 @@ def dpo() -> Host:
     return Host(trl.DPOTrainer, trl.DPOConfig, settings, parts, pairs_of)
 
 
-def sentences() -> Host:
+def sentences(own_weights: bool = True) -> Host:
     kit = pytest.importorskip("sentence_transformers", reason=NEEDS_SENTENCES)
     from sentence_transformers.base.modules import Transformer
-    from sentence_transformers.sentence_transformer.losses import SoftmaxLoss
+    from sentence_transformers.sentence_transformer.losses import CosineSimilarityLoss, SoftmaxLoss
     from sentence_transformers.sentence_transformer.modules import Pooling
 
     def parts(folder: Path, dropout: float) -> dict[str, Any]:
         set_seed(0)
         BertModel(bert(dropout).config).save_pretrained(folder / "bert")
         tokenizer().save_pretrained(folder / "bert")
+        if torch.distributed.is_initialized():
+            torch.distributed.barrier()  # the first process alone has written
         inner = Transformer(str(folder / "bert"))
         model = kit.SentenceTransformer(modules=[inner, Pooling(16)], device="cpu")
         draw = Random(3)
@@ -105,7 +108,7 @@ def sentences() -> Host:
             {"one": sentence(draw), "two": sentence(draw), "label": draw.randrange(2)}
             for _ in range(32)
         ]
-        loss = SoftmaxLoss(model, 16, 2)  # has weights of its own
+        loss = SoftmaxLoss(model, 16, 2) if own_weights else CosineSimilarityLoss(model)
         return {"model": model, "train_dataset": Dataset.from_list(rows), "loss": loss}
 
     config = kit.SentenceTransformerTrainingArguments
@@ -113,20 +116,37 @@ def sentences() -> Host:
 
 
 HOSTS = {"sft": sft, "dpo": dpo, "sentences": sentences}
+ON_RANKS = {"sft": sft, "dpo": dpo, "similar sentences": partial(sentences, own_weights=False)}
+
+
+@cache
+def readme() -> dict[str, Any]:
+    """What the README's lines about these trainers define."""
+    pytest.importorskip("trl", reason=NEEDS_TRL)
+    pytest.importorskip("sentence_transformers", reason=NEEDS_SENTENCES)
+    text = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+    (code,) = (b for b in re.findall(r"```python\n(.*?)```", text, re.S) if "class SAMSFT" in b)
+    names: dict[str, Any] = {"__name__": __name__}
+    exec(code, names)
+    return names
+
+
+def of_readme(behind: type) -> type:
+    """The README's class over a trainer's or its arguments' class."""
+    classes = (v for v in readme().values() if isinstance(v, type) and v is not behind)
+    return next(cls for cls in classes if issubclass(cls, behind))
 
 
 def run(
     name: str, folder: Path, plain: bool = False, dropout: float = 0.0, **arguments: Any
 ) -> Any:
     """A trained foreign trainer, with the mixin or without."""
-    host = HOSTS[name]()
-    cls, config = host.cls, host.config
-    taking = arguments.pop("taking", False)
-    if not plain:
-        cls = type("SAMHost", (SAMMixin, host.cls), {})
-        config = type("SAMConfig", (SAMArguments, host.config), {})
-    if taking:
-        cls.take = staticmethod(host.take)
+    host = (HOSTS | ON_RANKS)[name]()
+    cls, config = (
+        (host.cls, host.config) if plain else (of_readme(host.cls), of_readme(host.config))
+    )
+    if arguments.pop("taking", False):
+        cls = type("Taking", (cls,), {"take": staticmethod(host.take)})
     common = {
         "per_device_train_batch_size": 8,
         "max_steps": 2,
@@ -144,6 +164,16 @@ def run(
     trainer.before = all_weights(trainer)
     trainer.train()
     return trainer
+
+
+STILL = {"learning_rate": 0.0, "gradient_accumulation_steps": 2, "dropout": 0.1}
+MOVING = {"optim": "sgd", "learning_rate": 0.1, "sam_rho": 0.05}
+KINDS: dict[str, dict[str, Any]] = {
+    "plain": {"plain": True, **STILL},
+    "still": {"sam_rho": 0.5, **STILL},
+    "moving": {"sam_ascent_sync": "global", "per_device_train_batch_size": 4, **MOVING},
+}
+"""What two processes train, too (`tests/distributed/test_foreign.py`)."""
 
 
 def all_weights(trainer: Any) -> list[torch.Tensor]:
@@ -182,12 +212,11 @@ def test_the_trainers_records_are_of_the_clean_pass(name: str, tmp_path: Path) -
 
     Sparse SAM draws single training examples, too, through the trainer's collator and loss.
     """
-    settings = {"learning_rate": 0.0, "gradient_accumulation_steps": 2, "dropout": 0.1}
     but = ("grad_norm",)
-    plain = logs(run(name, tmp_path, plain=True, **settings), but)
+    plain = logs(run(name, tmp_path, plain=True, **STILL), but)
     drawing = {"sam": "ssam_f", "sam_options": {"fisher_samples": 3}}
     for method in ({}, drawing):
-        ours = run(name, tmp_path, sam_rho=0.5, **method, **settings)
+        ours = run(name, tmp_path, sam_rho=0.5, **method, **STILL)
         assert all(0.1 < length < 0.51 for length in logged(ours, "sam/perturbation_norm"))
         assert all(abs(value) > 1e-3 for value in logged(ours, "sam/sharpness"))
         assert_equal(all_weights(ours), ours.before)
@@ -198,10 +227,9 @@ def test_the_trainers_records_are_of_the_clean_pass(name: str, tmp_path: Path) -
 @every_host
 def test_accumulation_is_invisible(name: str, tmp_path: Path) -> None:
     """Also where the micro-batches have different numbers of tokens."""
-    settings = {"optim": "sgd", "learning_rate": 0.1, "sam_rho": 0.05}
-    joint = run(name, tmp_path, **settings)
+    joint = run(name, tmp_path, **MOVING)
     cut = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 4}
-    assert_equal(all_weights(run(name, tmp_path, **settings, **cut)), all_weights(joint), 1e-6)
+    assert_equal(all_weights(run(name, tmp_path, **MOVING, **cut)), all_weights(joint), 1e-6)
 
 
 CUTTING = {
@@ -216,9 +244,8 @@ def test_examples_are_cut_only_by_those_who_know_how(name: str, tmp_path: Path) 
     """Two groups of one batch are then the two batches that it consists of."""
     with pytest.raises(NotImplementedError, match=r"compute_loss .*take\(inputs, index\)"):
         run(name, tmp_path, **CUTTING[name])
-    settings = {"optim": "sgd", "learning_rate": 0.1, "sam_rho": 0.05}
     groups = {"sam": "msam", "sam_options": "micro_batches=2", "taking": True}
     batches = {"sam_accumulation": "micro", "gradient_accumulation_steps": 2}
     batches["per_device_train_batch_size"] = 4
-    grouped = all_weights(run(name, tmp_path, **settings, **groups))
-    assert_equal(grouped, all_weights(run(name, tmp_path, **settings, **batches)), 1e-6)
+    grouped = all_weights(run(name, tmp_path, **MOVING, **groups))
+    assert_equal(grouped, all_weights(run(name, tmp_path, **MOVING, **batches)), 1e-6)

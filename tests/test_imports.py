@@ -159,6 +159,50 @@ def test_the_check_of_load_time_imports_itself() -> None:
     assert foreign(source, ROOT / PACKAGE / "cli.py") == {"torch.nn"}
 
 
+ACCELERATORS = ("cuda", "mps", "xpu", "npu")
+
+
+def unguarded(source: str) -> list[str]:
+    """Uses of one kind of accelerator outside an `if` that names it."""
+
+    def walk(node: ast.AST, known: str) -> Iterator[str]:
+        if isinstance(node, (ast.If, ast.IfExp)):
+            yield from walk(node.test, known)
+            body = node.body if isinstance(node.body, list) else [node.body]
+            other = node.orelse if isinstance(node.orelse, list) else [node.orelse]
+            for inner, names in ((body, known + ast.unparse(node.test)), (other, known)):
+                for one in inner:
+                    yield from walk(one, names)
+            return
+        if isinstance(node, ast.Attribute) and node.attr in ACCELERATORS and node.attr not in known:
+            yield ast.unparse(node)
+        for child in ast.iter_child_nodes(node):
+            yield from walk(child, known)
+
+    return list(walk(ast.parse(source), ""))
+
+
+@pytest.mark.parametrize("path", FILES, ids=relative)
+def test_no_accelerator_is_taken_for_granted(path: Path) -> None:
+    """`torch.cuda.x()` and `tensor.cuda()` stand where it is known that there is one."""
+    assert unguarded(path.read_text()) == []
+
+
+@pytest.mark.parametrize(
+    ("source", "found"),
+    [
+        ("torch.cuda.synchronize()", ["torch.cuda"]),
+        ("x = y.cuda()", ["y.cuda"]),
+        ("if torch.cuda.is_available():\n    torch.cuda.synchronize()", ["torch.cuda"]),
+        ("if kind == 'cuda':\n    torch.cuda.synchronize()", []),
+        ("if kind == 'cuda':\n    pass\nelse:\n    torch.cuda.synchronize()", ["torch.cuda"]),
+        ("f = torch.mps.x if 'mps' in kinds else None", []),
+    ],
+)
+def test_the_check_of_accelerators_itself(source: str, found: list[str]) -> None:
+    assert unguarded(source) == found
+
+
 def loaded_by(statement: str) -> set[str]:
     """Top-level modules in a fresh interpreter after a statement."""
     code = f"{statement}\nimport sys, json\nprint(json.dumps(sorted(sys.modules)))"

@@ -308,3 +308,16 @@ def test_the_card_of_a_plain_fine_tune_does_not_claim_sam(tmp_path: Path) -> Non
     trainer.train()
     trainer.create_model_card()
     assert "sharpness-aware" not in (tmp_path / "README.md").read_text().lower()
+
+
+@pytest.mark.filterwarnings("ignore:.*pin_memory.*no accelerator:UserWarning")
+def test_loading_and_cache_settings_change_nothing(tmp_path: Path, monkeypatch: Any) -> None:
+    """Worker processes, pinned memory, and a cache that is emptied where it was asked for."""
+    emptied: list[int] = []
+    monkeypatch.setattr("transformers.trainer.clear_device_cache", lambda: emptied.append(1))
+    base = trained(tmp_path)
+    assert not emptied
+    loading = {"dataloader_num_workers": 2, "dataloader_pin_memory": True}
+    ours = trained(tmp_path, arguments=loading | {"torch_empty_cache_steps": 2})
+    assert_equal(weights(ours), weights(base))
+    assert len(emptied) == 2 * 2, "two of four updates, two passes each"

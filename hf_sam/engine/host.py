@@ -4,10 +4,11 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
 from types import CodeType
 from typing import Any, NoReturn
 
+from torch import nn
 from torch.utils.hooks import RemovableHandle
 from transformers import Trainer
 
@@ -40,6 +41,30 @@ def check_host(kind: type) -> None:
         )
 
 
+def check_averaged(names: Sequence[str], inside: Collection[str], processes: int) -> None:
+    """Refuse weights that several processes train each for itself.
+
+    DDP averages the gradients of the model alone. What a loss owns beside it drifts apart, and with
+    it whatever a method computes from all gradients together, such as the length of a perturbation.
+
+    Args:
+        names: of the optimizer's parameters.
+        inside: names of the model's.
+        processes: how many there are.
+
+    Raises:
+        NotImplementedError: the parameters' number, and what to do instead.
+    """
+    outside = [name for name in names if name not in inside]
+    if processes > 1 and outside:
+        raise NotImplementedError(
+            f"hf_sam does not support {processes} processes where the optimizer has parameters "
+            f"outside the model ({len(outside)} of {len(names)}, such as those of a loss module): "
+            f"nobody averages their gradients over ranks; make them part of the model, or use one "
+            f"process"
+        )
+
+
 def forbid_forward(trainer: Any) -> RemovableHandle:
     """Have the model raise when it runs, until the handle is removed (or left, as a context).
 
@@ -54,6 +79,16 @@ def forbid_forward(trainer: Any) -> RemovableHandle:
         )
 
     return trainer.model.register_forward_pre_hook(refuse)
+
+
+def modules_of(trainer: Trainer) -> list[nn.Module]:
+    """Return what may run in a pass: the model, and modules of the loss, also by name."""
+    found: list[nn.Module] = []
+    for value in vars(trainer).values():
+        for one in value.values() if isinstance(value, dict) else (value,):
+            if isinstance(one, nn.Module):
+                found.append(one)
+    return found
 
 
 def has_own_step(trainer: Trainer) -> bool:

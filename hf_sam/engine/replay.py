@@ -46,7 +46,7 @@ def set_random_state(state: RandomState) -> None:
         setter(value)
 
 
-def norm_buffers(model: nn.Module) -> list[Tensor]:
+def norm_buffers(models: Iterable[nn.Module]) -> list[Tensor]:
     """Return the running statistics: all buffers of modules that normalise and keep any.
 
     A module normalises if it holds a `running_*` or `num_batches_tracked` buffer or says "norm" in
@@ -54,7 +54,7 @@ def norm_buffers(model: nn.Module) -> list[Tensor]:
     would miss them.)
     """
     found: dict[int, Tensor] = {}
-    for module in model.modules():
+    for module in (inner for model in models for inner in model.modules()):
         own = dict(module.named_buffers(recurse=False))
         tracked = any(name.startswith("running_") or name == "num_batches_tracked" for name in own)
         if tracked or "norm" in type(module).__name__.lower():

@@ -463,6 +463,24 @@ def quick(folder: Path) -> Found:
     }
 
 
+def foreign(folder: Path) -> Found:
+    """Other people's trainers, each without SAM and with it, while the weights do not move; and
+    with it while they do.
+    """
+    from tests import test_foreign
+
+    found: Found = {}
+    for name in test_foreign.ON_RANKS:
+        for kind, settings in test_foreign.KINDS.items():
+            trainer = test_foreign.run(name, folder / name, **settings)
+            found[f"{name} {kind}"] = {
+                "weights": test_foreign.all_weights(trainer),
+                "logs": test_foreign.logs(trainer, ("grad_norm",)),
+                "local": kind != "plain" and trainer._engine.local_ascent,
+            }
+    return found
+
+
 JOBS: dict[str, Callable[[Path], Found]] = {
     job.__name__: job
     for job in (
@@ -479,5 +497,6 @@ JOBS: dict[str, Callable[[Path], Found]] = {
         sharded,
         one_gpu,
         quick,
+        foreign,
     )
 }

@@ -40,7 +40,7 @@ SPLIT_GROUPS = {"msam", "esam"}  # cut or select examples of a rank, so the numb
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory: pytest.TempPathFactory) -> Ranks:
     """What the jobs without a launch of their own found, on both ranks."""
-    jobs = [name for name in JOBS if name not in ("sharded", "one_gpu", "quick")]
+    jobs = [name for name in JOBS if name not in ("sharded", "one_gpu", "quick", "foreign")]
     first, second = torchrun(jobs, tmp_path_factory.mktemp("ddp"), timeout=900)
     return first, second
 

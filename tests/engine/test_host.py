@@ -12,7 +12,7 @@ import torch
 from transformers import Trainer, TrainingArguments
 
 from hf_sam import SAMArguments, SAMMixin, SAMTrainer
-from hf_sam.engine.host import check_host
+from hf_sam.engine.host import check_averaged, check_host
 from tests.toys import assert_equal, make_trainer, train, weights
 
 
@@ -89,6 +89,22 @@ def test_a_step_that_calls_on_sees_the_same_data_in_every_pass(tmp_path: Path) -
     assert_equal(weights(ours), weights(plain))
 
 
+class Headed(Trainer):
+    """Its loss runs modules of the trainer's own, which keep statistics."""
+
+    def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, **_: Any) -> Any:
+        return self.losses["one"](self.head(model(**inputs).logits)).square().mean() + 1.0
+
+
+def test_statistics_of_a_loss_module_move_once(tmp_path: Path) -> None:
+    trainer = make_trainer(tmp_path, cls=over(Headed), max_steps=3)
+    trainer.head = torch.nn.BatchNorm1d(2)
+    trainer.losses = {"one": torch.nn.BatchNorm1d(2), "some number": 3}
+    trainer.train()
+    assert int(trainer.head.num_batches_tracked) == 3
+    assert int(trainer.losses["one"].num_batches_tracked) == 3
+
+
 def test_a_decorated_step_is_looked_into() -> None:
     def wrapping(step: Any) -> Any:
         @functools.wraps(step)
@@ -137,3 +153,12 @@ def test_a_mixin_behind_its_trainer_is_refused() -> None:
         type("Late", (Trainer, SAMMixin), {})
     with pytest.raises(TypeError, match="SAMArguments must come first"):
         type("LateArguments", (TrainingArguments, SAMArguments), {})
+
+
+def test_weights_that_no_rank_shares_are_refused() -> None:
+    """A loss module's, which are outside of what DDP averages."""
+    inside = {"first.weight", "second.weight"}
+    check_averaged(["first.weight", "optimizer.1"], inside, processes=1)
+    check_averaged(["first.weight", "second.weight"], inside, processes=2)
+    with pytest.raises(NotImplementedError, match="2 processes.*1 of 2.*part of the model"):
+        check_averaged(["first.weight", "optimizer.1"], inside, processes=2)
