@@ -64,6 +64,8 @@ from shared_scripts.results import UpdateTimer
 FIXED = 512
 RHO_MEASURED = 0.05
 MB = 2**20
+WIDTH = 100
+"""Columns of what goes into a file or a pipe."""
 
 
 @dataclass(frozen=True)
@@ -353,7 +355,7 @@ def run(demo: Demo, argv: Sequence[str] | None = None) -> None:
     setting = dataclasses.replace(
         demo.setting, sam_rho=given.sam_rho, label_noise=given.label_noise, epochs=given.epochs
     )
-    console = Console(highlight=False)
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else WIDTH)
     console.print(
         f"{demo.heading(setting)}; {setting.updates} updates of {setting.batch} per run; rho "
         f"{setting.sam_rho}.\n"

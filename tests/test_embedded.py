@@ -434,7 +434,7 @@ def test_demo(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         accuracies = [r["validation_accuracy"] for r in results["runs"] if r["method"] == method]
         mean = results["summary"][method]["validation_accuracy"]["mean"]
         assert mean == pytest.approx(sum(accuracies) / 2)
-        assert re.search(rf"│ {method} +│ +{mean:.1f} ±", shown)
+        assert re.search(rf"{method} +{mean:.1f} ±", shown)
     extra = results["peak_memory_mb"]["sam"] - results["peak_memory_mb"]["none"]
     assert 0 < extra < 1, "SAM keeps one copy of some 90 000 weights"
     assert {"command", "versions", "hardware", "setting"} <= set(results)

@@ -94,6 +94,7 @@ def test_the_page_says_what_was_measured_and_what_was_not() -> None:
     runs = [result("sam", 1, 60.0), result("sam", 2, 62.0), result("none", 1, 50.0)]
     text = page([*runs, speed()])
     assert "## ResNet-18 on a GPU\n\nNot measured." in text
+    assert text.count("Not measured.") == 1 and page([]).count("Not measured.") == 2
     assert "| `none` | 50.00 | 51.00 | 1 | 1.00 | 101 | 95.41 | 1.00 |" in text
     assert "| `sam` | 61.00 ± 1.41 | 62.00 ± 1.41 | 2 | 0.48 | 102 | 96.52 | 0.51 |" in text
     assert (

@@ -50,7 +50,7 @@ def test_every_stage_leaves_its_results(flags: Flags, tmp_path: Path) -> None:
 
 
 def test_sam_learns_and_none_is_plain(flags: Flags, tmp_path: Path) -> None:
-    more = {"max_steps": 12, "learning_rate": 0.02, "optim": "sgd"}
+    more = {"max_steps": 8, "learning_rate": 0.05, "optim": "sgd"}
     for name, values in {
         "none": {"sam": "none"},
         "zero": {"sam_rho": "0.0"},
