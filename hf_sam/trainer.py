@@ -20,8 +20,8 @@ from . import __version__
 from .arguments import build_method, main_method, option
 from .callbacks.memory import MemoryCallback
 from .engine.checkpoint import load_state, save_state
+from .engine.choice import engine_for
 from .engine.replay import Replay, norm_buffers
-from .engine.sharding import AcceleratedEngine
 from .engine.support import check_engine, check_optimizer
 from .engine.window import (
     BatchSlicer,
@@ -109,7 +109,11 @@ class SAMMixin(Passes):
         )
         check_optimizer(self.optimizer, self.args)
         self._memory = self._memory_callback()
-        self._params = [p for group in self.optimizer.param_groups for p in group["params"]]
+        self._replay = self._new_replay()
+        self._engine = engine_for(
+            self, model, self._replay, self._local_ascent(), self._reentrant()
+        )
+        self._params = self._engine.params(self.optimizer)
         names = {id(p): name for name, p in self.model.named_parameters()}
         self._names = [names.get(id(p), f"optimizer.{i}") for i, p in enumerate(self._params)]
         self._where = choose(option(self.args, "sam_where"), self._params, self._names, self.model)
@@ -118,10 +122,6 @@ class SAMMixin(Passes):
             p for p in self.model.parameters() if p.requires_grad and id(p) not in inside
         ]
         self._warn_never(max_steps)
-        self._replay = self._new_replay()
-        self._engine = AcceleratedEngine(
-            self.accelerator, model, self._replay, self._local_ascent(), self._reentrant()
-        )
         batches = len(loader) if has_length(loader) else None
         self._per_epoch = batches and math.ceil(batches / self.args.gradient_accumulation_steps)
         self._check_data_needs(loader)
@@ -241,7 +241,7 @@ class SAMMixin(Passes):
         if callable(getattr(self.optimizer, "train", None)):
             self.optimizer.train()
         self._engine.start()
-        at = self._landscape(model, window)
+        at = self._landscape(window)
         update = self._method(at)
         overflow = self._engine.give(self._params, update)
         if overflow is not None:
@@ -250,17 +250,17 @@ class SAMMixin(Passes):
         assert at.loss is not None
         return at.loss
 
-    def _landscape(self, model: nn.Module, window: Window) -> Landscape:
+    def _landscape(self, window: Window) -> Landscape:
         """Return the loss of the window's data as a function of the weights."""
         slicer = BatchSlicer(self._loss_shifts_labels, getattr(self, "take", None))
         return Landscape(
             self._params,
             window.batches,
-            partial(self._backward, model, window),
+            partial(self._backward, self._engine.model, window),
             progress=self._progress(),
             seed=self.args.seed,
             names=self._names,
-            per_example=partial(self._forward_per_example, model),
+            per_example=partial(self._forward_per_example, self._engine.model),
             shares=natural_shares(window, slicer, self._ranks_counted()),
             where=self._where,
             sample=partial(draw, self),

@@ -202,7 +202,7 @@ def test_a_partial_backward_leaves_the_accelerator_as_it_was(tmp_path: Path) -> 
 
     accelerator.backward = own
     params = [torch.nn.Parameter(torch.ones(2)), torch.nn.Parameter(torch.ones(2))]
-    with pytest.raises(RuntimeError), trainer._engine.only(params, [True, False]):
+    with pytest.raises(RuntimeError), trainer._engine.passes(params, [True, False]):
         accelerator.backward((params[0] * params[1]).sum())
         raise RuntimeError
     assert accelerator.backward is own and calls == [["inputs"]]

@@ -59,6 +59,7 @@ class Perturbation:
         ok: Tensor,
         supports: Sequence[Support | None] | None = None,
     ) -> None:
+        self._place = {id(p): i for i, p in enumerate(params)}
         entries = zip(params, eps, supports or [None] * len(eps), strict=True)
         self._entering = [(p, e, s) for p, e, s in entries if e is not None]
         self._ok = ok
@@ -116,14 +117,12 @@ class Perturbation:
         self._saved, self._saved_inside = [], []
 
     @torch.no_grad()
-    def displacement_dot(
-        self, vector: Sequence[Tensor | None], params: Sequence[Tensor]
-    ) -> list[Tensor | None]:
+    def displacement_dot(self, vector: Sequence[Tensor | None]) -> list[Tensor | None]:
         """Return per parameter the `()` inner product of the step taken (as rounded) with
         `vector`'s entry.
         """
-        place = {id(p): i for i, p in enumerate(params)}
-        sums: list[Tensor | None] = [None] * len(params)
+        place = self._place
+        sums: list[Tensor | None] = [None] * len(vector)
         for param, before in self._saved:
             entry = vector[place[id(param)]]
             if entry is not None:

@@ -61,6 +61,17 @@ def _loaded(*names: str) -> Found:
     return found
 
 
+def _plugin_version(trainer: Any) -> int | None:
+    """Return the version of accelerate's FSDP plugin, None without one."""
+    plugin = getattr(trainer.accelerator.state, "fsdp_plugin", None)
+    return None if plugin is None else int(plugin.fsdp_version)
+
+
+def is_fsdp2(trainer: Any) -> bool:
+    """Return whether the parameters are sharded by FSDP2: by transformers, or by accelerate."""
+    return _loaded("fsdp", "dp_replicate")(trainer) or _plugin_version(trainer) == 2
+
+
 def _static_graph(trainer: Any) -> bool:
     handler = trainer.accelerator.ddp_handler
     return trainer.accelerator.num_processes > 1 and getattr(handler, "static_graph", False)
@@ -81,6 +92,11 @@ ENGINES = (
     ),
     EngineRow("fp16 or bf16 autocast (fp16=True, bf16=True)", "all", "weights stay float32"),
     EngineRow("PEFT adapters", "all", "the adapter's trainable weights are perturbed"),
+    EngineRow(
+        "FSDP2 (accelerate_configs/fsdp2.yaml, DistributedConfig(fsdp_size=n))",
+        "all",
+        "one perturbation for all ranks: a gradient of a rank's own does not exist",
+    ),
     EngineRow(
         "DeepSpeed",
         "none",
@@ -104,15 +120,10 @@ ENGINES = (
         _parallelism("cp", "sp"),
     ),
     EngineRow(
-        "FSDP",
+        "FSDP1 (accelerate's plugin with fsdp_version 1)",
         "none",
-        "the weights are sharded over ranks; use DDP, with LoRA if the model is too large",
-        _any(
-            lambda t: bool(t.is_fsdp_enabled or t.args.fsdp),
-            _distributed("FSDP"),
-            lambda t: bool(getattr(t, "is_distributed_loading_by_transformers", False)),
-            _parallelism("dp_shard"),
-        ),
+        "it flattens the weights of a module into one; use FSDP2 (fsdp_version: 2)",
+        lambda t: _plugin_version(t) == 1,
     ),
     EngineRow(
         "DDP with a static graph (ddp_static_graph=True)",
