@@ -329,16 +329,16 @@ class Landscape:
                 over ranks by `together`; otherwise each pass of a group is averaged over ranks by
                 itself.
         """
-        done: list[tuple[Any, Landscape]] = []
-        for pieces in self._cut(groups):
-            part = self._part(pieces)
-            share = sum(self._weights_of(pieces, part.batches))
-            part.shares = [ratio(s, sum(self.shares)) for s in part.shares]
+        cut = self._cut(groups)
+        parts = [self._part(pieces) for pieces in cut]
+        own = [self._weights_of(pieces, p.batches) for pieces, p in zip(cut, parts, strict=True)]
+        done = list(zip(self.engine.agreed([sum(shares) for shares in own]), parts, strict=True))
+        for (share, part), shares in zip(done, own, strict=True):
+            part.shares = [ratio(s, share) for s in shares]
             part._replay, part._aside, part.readings = self.engine.replay.fresh(), [], {}
             part.loss, part._here, part._peeked = None, None, None
             part._averaged = "caller" if descent_only else "itself"
             yield share, part
-            done.append((share, part))
         self._merge(done)
 
     def _cut(self, groups: int | None) -> list[list[Piece]]:

@@ -103,6 +103,10 @@ class Engine:
     def average_(self, tensors: Sequence[Tensor]) -> None:
         """Replace each tensor by its mean over ranks, in place."""
 
+    def agreed(self, shares: list[Any]) -> list[Any]:
+        """Return the shares of groups of examples that ranks perturb together: means over ranks."""
+        return shares
+
     def average_gradients_(
         self, params: Sequence[Tensor], grads: list[Tensor | None]
     ) -> list[Tensor | None]:
@@ -249,6 +253,16 @@ class AcceleratedEngine(Engine):
             for tensor in tensors:
                 torch.distributed.all_reduce(tensor)
                 tensor /= self.ranks
+
+    def agreed(self, shares: list[Any]) -> list[Any]:
+        """Return the shares of groups of examples that ranks perturb together: means over ranks."""
+        if self.ranks == 1 or self.local_ascent:
+            return shares
+        device = self._accelerator.device
+        wide = torch.float32 if device.type == "mps" else torch.float64
+        means = torch.stack([torch.as_tensor(s, dtype=wide, device=device) for s in shares])
+        self.average_([means])
+        return list(means)
 
     def average_gradients_(
         self, params: Sequence[Tensor], grads: list[Tensor | None]

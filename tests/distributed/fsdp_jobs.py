@@ -9,17 +9,40 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, BertConfig
+from transformers import BertForSequenceClassification, set_seed
 from transformers.distributed.configuration_utils import DistributedConfig
 
 from hf_sam import SAMTrainer, SAMTrainingArguments
 from tests.cases import CASES
 from tests.distributed.jobs import Found, fit, method_settings
-from tests.toys import MODELS, examples
+from tests.toys import examples, llama
 
-AUTO = {"llama": AutoModelForCausalLM, "bert": AutoModelForSequenceClassification}
+
+def odd() -> nn.Module:
+    """A classifier whose tensors cannot be halved: of 51 rows, of three, and of a single one."""
+    set_seed(0)
+    config = BertConfig(
+        vocab_size=51,
+        num_labels=3,
+        type_vocab_size=1,
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=32,
+        max_position_embeddings=32,
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
+    )
+    return BertForSequenceClassification(config)
+
+
+MODELS: dict[str, tuple[Callable[[], nn.Module], Any]] = {
+    "bert": (odd, AutoModelForSequenceClassification),
+    "llama": (llama, AutoModelForCausalLM),
+}
 DEFAULTS: dict[str, Any] = {
     "per_device_train_batch_size": 4,
     "logging_steps": 1,
@@ -31,6 +54,33 @@ DEFAULTS: dict[str, Any] = {
     "dataloader_pin_memory": False,
     "seed": 3,
 }
+SHORT: dict[str, Any] = {"max_steps": 4, "gradient_accumulation_steps": 2}
+CHECKPOINTED = {
+    "gradient_checkpointing": True,
+    "gradient_checkpointing_kwargs": {"use_reentrant": False},
+}
+PARTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "layers": ("bert", {"sam": "looksam", "sam_options": {"k": 2, "layerwise": "trust"}}),
+    "structured": ("bert", {"sam": "ssam_f", "sam_options": {"pattern": "structured"}}),
+    "n:m": ("bert", {"sam": "ssam_f", "sam_options": {"pattern": "2:4", "fisher_samples": 3}}),
+    "renewed": (
+        "bert",
+        {"sam": "ssam_d", "sam_options": {"update_interval": 1, "growth": "gradient"}},
+    ),
+    "adaptive": ("bert", {"sam_when": "adaptive", "sam_rho": "budget:0.02"}),
+    "norm": ("bert", {"sam_where": ["norm"], "sam": "asam"}),
+    "evaluated": ("bert", {"sam": "rsam", "eval_strategy": "steps", "eval_steps": 1}),
+    "checkpointed": ("llama", CHECKPOINTED),
+}
+"""Runs that are also one process's on the joined batch."""
+GROUPS: dict[str, tuple[str, dict[str, Any]]] = {
+    "msam of tokens": ("llama", {"sam": "msam", "sam_options": {"micro_batches": 2}}),
+    "micro": ("llama", {"sam": "stable_sam", "sam_accumulation": "micro"}),
+    "msam": ("bert", {"sam": "msam", "sam_options": {"micro_batches": 2}}),
+    "esam": ("bert", {"sam": "esam"}),
+    "half": ("llama", {"sam_options": {"ascent_fraction": 0.5}, "sam": "friendly_sam"}),
+}
+"""Runs that are also DDP's with global ascent: each rank's examples are cut or selected."""
 
 
 def whole(tensor: Tensor) -> Tensor:
@@ -39,23 +89,29 @@ def whole(tensor: Tensor) -> Tensor:
     return found.full_tensor() if isinstance(found, DTensor) else found.clone()
 
 
-def sharded(folder: Path, model: str = "llama", **config: Any) -> Any:
+def sharded(folder: Path, model: str, **config: Any) -> Any:
     """Return a toy in float64 that is sharded over both processes."""
+    make, auto = MODELS[model]
     state = PartialState(cpu=True)
     if state.process_index == 0:
-        MODELS[model]().double().save_pretrained(folder / model)
+        make().double().save_pretrained(folder / model)
     state.wait_for_everyone()
     sizes = DistributedConfig(**config or {"fsdp_size": 2})
-    return AUTO[model].from_pretrained(
-        folder / model, distributed_config=sizes, dtype=torch.float64
+    return auto.from_pretrained(folder / model, distributed_config=sizes, dtype=torch.float64)
+
+
+def train(folder: Path, model: str, network: Any = None, **arguments: Any) -> Found:
+    """Train a toy, which is sharded unless it is given; return what is left, in whole tensors."""
+    arguments.pop("dtype", None)
+    data = examples(model)
+    trainer = SAMTrainer(
+        model=sharded(folder, model) if network is None else network,
+        args=SAMTrainingArguments(str(folder), **DEFAULTS | arguments),
+        train_dataset=data,
+        eval_dataset=data[:8],
     )
-
-
-def trainer_of(folder: Path, network: Any, model: str = "llama", **more: Any) -> SAMTrainer:
-    """Return a trainer of a sharded toy."""
-    arguments = {k: v for k, v in more.items() if k != "dtype"}
-    args = SAMTrainingArguments(str(folder), **DEFAULTS | arguments)
-    return SAMTrainer(model=network, args=args, train_dataset=examples(model))
+    trainer.train()
+    return outcome(trainer)
 
 
 def outcome(trainer: SAMTrainer) -> Found:
@@ -66,21 +122,30 @@ def outcome(trainer: SAMTrainer) -> Found:
         for entry in trainer.state.log_history
         if "loss" in entry
     ]
-    return {"weights": [whole(p) for p in trainer.model.parameters()], "logs": logs}
+    held = sum(p.to_local().numel() if isinstance(p, DTensor) else 0 for p in trainer._params)
+    weights = [whole(p) for p in trainer.model.parameters()]
+    return {"weights": weights, "logs": logs, "held": held}
 
 
-def every_method_sharded(folder: Path) -> Found:
-    """Every method on a sharded model; and those that cut batches under DDP, to compare with."""
-    found = {}
-    for case in CASES:
-        settings = method_settings(case.key)
-        trainer = trainer_of(folder, sharded(folder), **settings)
-        trainer.train()
-        found[case.key] = outcome(trainer)
-        if case.key in ("msam", "esam"):
-            more = {"per_device_train_batch_size": 4, "sam_ascent_sync": "global"}
-            found[f"{case.key} ddp"] = fit(folder, model="llama", **settings | more)
+# -- jobs -----------------------------------------------------------------------------------------
+
+
+def fsdp2_methods(folder: Path) -> Found:
+    """Every method on a sharded model."""
+    return {case.key: train(folder, "bert", **method_settings(case.key)) for case in CASES}
+
+
+def fsdp2_parts(folder: Path) -> Found:
+    """Parts of methods, Trainer's features, and groups, for which there is DDP to compare with."""
+    found = {name: train(folder, model, **SHORT | more) for name, (model, more) in PARTS.items()}
+    for name, (model, more) in GROUPS.items():
+        found[name] = train(folder, model, **SHORT | more)
+        together = SHORT | more | {"sam_ascent_sync": "global", "seed": 3}
+        network = MODELS[model][0]().double()
+        found[f"{name} ddp"] = train(folder, model, network, **together)
     return found
 
 
-JOBS: dict[str, Callable[[Path], Found]] = {job.__name__: job for job in (every_method_sharded,)}
+JOBS: dict[str, Callable[[Path], Found]] = {
+    job.__name__: job for job in (fsdp2_methods, fsdp2_parts)
+}

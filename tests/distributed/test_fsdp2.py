@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: Apache-2.0
+"""FSDP2 in two processes: each holds rows of every parameter, and both do what one process does."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.cases import CASES
+from tests.distributed.fsdp_jobs import GROUPS, JOBS, MODELS, PARTS, SHORT, train
+from tests.distributed.jobs import method_settings
+from tests.distributed.launch import torchrun
+from tests.distributed.test_ddp import SPLIT_GROUPS, assert_same_logs, largest
+from tests.toys import assert_equal
+
+pytestmark = pytest.mark.distributed
+Ranks = tuple[dict[str, Any], dict[str, Any]]
+
+
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory: pytest.TempPathFactory) -> Ranks:
+    """What every job found, on both ranks."""
+    first, second = torchrun(list(JOBS), tmp_path_factory.mktemp("fsdp2"))
+    return first, second
+
+
+def one_process(folder: Path, model: str, **settings: Any) -> dict[str, Any]:
+    """The same run on the joined batch of both ranks."""
+    network = MODELS[model][0]().double()
+    return train(folder, model, network, **settings | {"per_device_train_batch_size": 8})
+
+
+def assert_same(one: dict[str, Any], other: dict[str, Any]) -> None:
+    assert largest(one["weights"], other["weights"]) < 1e-12
+    assert_same_logs(one["logs"], other["logs"], 1e-5)  # Trainer and the readings log float32
+
+
+@pytest.mark.parametrize("case", [c for c in CASES if c.key not in SPLIT_GROUPS], ids=str)
+def test_every_method_is_one_process_on_the_joined_batch(
+    ranks: Ranks, tmp_path: Path, case: Any
+) -> None:
+    """Losses, norms and weights, with tensors whose rows do not divide evenly."""
+    two = ranks[0]["fsdp2_methods"][case.key]
+    assert_same(two, one_process(tmp_path, "bert", **method_settings(case.key)))
+
+
+@pytest.mark.parametrize("name", PARTS)
+def test_parts_and_features_are_one_process_on_the_joined_batch(
+    ranks: Ranks, tmp_path: Path, name: str
+) -> None:
+    """Tensor-wise radii, patterns, renewals, gates, evaluation in between, checkpointing."""
+    model, more = PARTS[name]
+    assert_same(ranks[0]["fsdp2_parts"][name], one_process(tmp_path, model, **SHORT | more))
+
+
+@pytest.mark.parametrize("name", GROUPS)
+def test_groups_and_selected_examples_are_those_of_ddp(ranks: Ranks, name: str) -> None:
+    """Each rank's, also where ranks have different numbers of tokens."""
+    found = ranks[0]["fsdp2_parts"]
+    two, ddp = found[name], found[f"{name} ddp"]
+    if name.startswith("msam"):  # of whose unshared gradient DDP reads the cosine
+        for entry in two["logs"] + ddp["logs"]:
+            del entry["sam/grad_cosine"]
+    assert_same(two, ddp)
+
+
+def test_ranks_agree_and_each_holds_its_rows(ranks: Ranks) -> None:
+    mine, theirs = (rank["fsdp2_methods"] for rank in ranks)
+    for key, found in mine.items():
+        assert_equal(found["weights"], theirs[key]["weights"])
+        assert found["logs"] == theirs[key]["logs"]
+        elements = sum(w.numel() for w in found["weights"])
+        assert found["held"] + theirs[key]["held"] == elements
