@@ -127,9 +127,14 @@ class SAMMixin(Passes):
         self._check_data_needs(loader)
         self._say_groups()
         if resume_from_checkpoint is not None:
-            described = self._method.describe()
             self._method.load_state_dict(
-                load_state(resume_from_checkpoint, described, self._names, self._params)
+                load_state(
+                    resume_from_checkpoint,
+                    self._method.describe(),
+                    self._names,
+                    self._params,
+                    self._engine,
+                )
             )
         return model, loader
 
@@ -310,8 +315,16 @@ class SAMMixin(Passes):
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         """Save as the class behind, and the method's state."""
         super()._save_optimizer_and_scheduler(output_dir)
-        if self.args.should_save and not isinstance(self._method, Plain):
-            save_state(output_dir, self._method.describe(), self._method.state_dict(), self._names)
+        if not isinstance(self._method, Plain):
+            save_state(
+                output_dir,
+                self._method.describe(),
+                self._method.state_dict(),
+                self._names,
+                self._params,
+                self._engine,
+                main=self.args.should_save,
+            )
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """Write the card as the class behind, with a tag and a section that names the method."""

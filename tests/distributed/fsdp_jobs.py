@@ -8,14 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import PartialState
+from accelerate import DistributedType, PartialState
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, BertConfig
 from transformers import BertForSequenceClassification, set_seed
 from transformers.distributed.configuration_utils import DistributedConfig
 
-from hf_sam import SAMTrainer, SAMTrainingArguments
+from hf_sam import SAMTrainer, SAMTrainingArguments, Vector
+from hf_sam.engine.checkpoint import load_state, save_state
+from hf_sam.engine.sharding import Engine
 from tests.cases import CASES
 from tests.distributed.jobs import Found, fit, method_settings
 from tests.toys import examples, llama
@@ -114,6 +116,20 @@ def train(folder: Path, model: str, network: Any = None, **arguments: Any) -> Fo
     return outcome(trainer)
 
 
+def by_accelerate(folder: Path, **arguments: Any) -> SAMTrainer:
+    """Return a trainer whose model accelerate's plugin will shard, though there is no accelerator.
+
+    accelerate offers its plugin to processes with an accelerator each, so these two say that they
+    are such; everything after that is accelerate's and Trainer's own.
+    """
+    config = {"state_dict_type": "SHARDED_STATE_DICT", "auto_wrap_policy": "NO_WRAP"}
+    given = {"fsdp": True, "fsdp_config": config} | DEFAULTS | arguments
+    args = SAMTrainingArguments(str(folder), **given)
+    assert args.distributed_state is not None
+    args.distributed_state.distributed_type = DistributedType.MULTI_GPU
+    return SAMTrainer(model=odd().double(), args=args, train_dataset=examples("bert"))
+
+
 def outcome(trainer: SAMTrainer) -> Found:
     """Return what a finished training left behind, in whole tensors."""
     kept = ("loss", "grad_norm")
@@ -146,6 +162,47 @@ def fsdp2_parts(folder: Path) -> Found:
     return found
 
 
+def fsdp2_plugin(folder: Path) -> Found:
+    """Accelerate's plugin; and methods with state, stopped halfway and continued."""
+    found: Found = {}
+    for key in ("friendly_sam", "ssam_d"):
+        own = folder / key
+        saving = {"save_strategy": "steps", "save_steps": 2, "max_steps": 4, "sam": key}
+        trainer = by_accelerate(own, **saving)
+        trainer.train()
+        found[key] = outcome(trainer)
+        again = by_accelerate(own, **saving)
+        again.train(resume_from_checkpoint=str(own / "checkpoint-2"))
+        found[f"{key} resumed"] = outcome(again)
+        found[f"{key} read"] = handed_over(again, own / "whole")
+    return found
+
+
+def handed_over(trainer: SAMTrainer, folder: Path) -> Found:
+    """Return the method's whole state, and whether reading it from one process's file cuts it."""
+    method, engine, params = trainer._method, trainer._engine, trainer._params
+    state = method.state_dict()
+    everything: dict[str, Any] = {
+        key: Vector(None if t is None else whole(engine.like(p, t)) for p, t in zip(params, value))
+        if isinstance(value, Vector)
+        else value
+        for key, value in state.items()
+    }
+    described, names = method.describe(), trainer._names
+    main = trainer.is_world_process_zero()
+    save_state(folder, described, everything, names, params, Engine(), main=main)
+    torch.distributed.barrier()
+    again = load_state(folder, described, names, params, engine)
+    same = all(str(again[key]) == str(value) for key, value in state.items())
+    vectors = [value for value in state.values() if isinstance(value, Vector)]
+    for value, found in zip(vectors, (v for v in again.values() if isinstance(v, Vector))):
+        same &= all(a is b is None or torch.equal(a, b) for a, b in zip(value, found))
+    return {"same": same, "names": names} | {
+        key: list(value) if isinstance(value, Vector) else value
+        for key, value in everything.items()
+    }
+
+
 JOBS: dict[str, Callable[[Path], Found]] = {
-    job.__name__: job for job in (fsdp2_methods, fsdp2_parts)
+    job.__name__: job for job in (fsdp2_methods, fsdp2_parts, fsdp2_plugin)
 }

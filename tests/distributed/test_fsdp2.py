@@ -7,9 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+from hf_sam import SAMArguments, Vector
+from hf_sam.arguments import build_method
+from hf_sam.engine.checkpoint import load_state
+from hf_sam.engine.sharding import Engine
 from tests.cases import CASES
-from tests.distributed.fsdp_jobs import GROUPS, JOBS, MODELS, PARTS, SHORT, train
+from tests.distributed.fsdp_jobs import GROUPS, JOBS, MODELS, PARTS, SHORT, odd, train
 from tests.distributed.jobs import method_settings
 from tests.distributed.launch import torchrun
 from tests.distributed.test_ddp import SPLIT_GROUPS, assert_same_logs, largest
@@ -20,9 +25,15 @@ Ranks = tuple[dict[str, Any], dict[str, Any]]
 
 
 @pytest.fixture(scope="module")
-def ranks(tmp_path_factory: pytest.TempPathFactory) -> Ranks:
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the jobs write."""
+    return tmp_path_factory.mktemp("fsdp2")
+
+
+@pytest.fixture(scope="module")
+def ranks(folder: Path) -> Ranks:
     """What every job found, on both ranks."""
-    first, second = torchrun(list(JOBS), tmp_path_factory.mktemp("fsdp2"))
+    first, second = torchrun(list(JOBS), folder)
     return first, second
 
 
@@ -73,3 +84,32 @@ def test_ranks_agree_and_each_holds_its_rows(ranks: Ranks) -> None:
         assert found["logs"] == theirs[key]["logs"]
         elements = sum(w.numel() for w in found["weights"])
         assert found["held"] + theirs[key]["held"] == elements
+
+
+@pytest.mark.parametrize("key", ["friendly_sam", "ssam_d"])
+def test_accelerates_plugin_and_resume(ranks: Ranks, tmp_path: Path, key: str) -> None:
+    """As one process; a run that was stopped goes on as if it had not been, bit for bit."""
+    found = ranks[0]["fsdp2_plugin"]
+    assert 0 < found[key]["held"] < sum(w.numel() for w in found[key]["weights"])
+    assert_same(found[key], one_process(tmp_path, "bert", max_steps=4, sam=key))
+    assert_equal(found[f"{key} resumed"]["weights"], found[key]["weights"])
+
+
+@pytest.mark.parametrize("key", ["friendly_sam", "ssam_d"])
+def test_state_that_was_saved_by_rows_is_read_by_one_process(
+    ranks: Ranks, folder: Path, key: str
+) -> None:
+    """And the other way round: each reads the other's form."""
+    found = dict(ranks[0]["fsdp2_plugin"][f"{key} read"])
+    assert found.pop("same") and ranks[1]["fsdp2_plugin"][f"{key} read"]["same"]
+    names, params = found.pop("names"), list(odd().double().parameters())
+    described = build_method(SAMArguments(sam=key)).describe()
+    checkpoint = folder / "fsdp2_plugin" / key / "checkpoint-4"
+    assert (checkpoint / "sam_state").is_dir()
+    state = load_state(checkpoint, described, names, params, Engine())
+    assert state.keys() == found.keys()
+    for name, value in found.items():
+        mine = state[name]
+        torch.testing.assert_close(
+            list(mine) if isinstance(mine, Vector) else mine, value, atol=0, rtol=0
+        )
