@@ -28,4 +28,8 @@ def engine_for(
         from .fsdp2 import ShardedEngine
 
         return ShardedEngine(trainer.accelerator, model, replay)
+    if trainer.is_deepspeed_enabled:
+        from .zero import DeepSpeedEngine
+
+        return DeepSpeedEngine(trainer.accelerator, model, replay, local_ascent)
     return AcceleratedEngine(trainer.accelerator, model, replay, local_ascent, reentrant)

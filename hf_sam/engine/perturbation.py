@@ -92,14 +92,14 @@ class Perturbation:
             torch._foreach_copy_(eps, params)
             self._saved.extend(pairs)
             for param, there in zip(params, moved, strict=True):
-                torch.where(self._ok.to(param.device), there, param, out=param)
+                torch.where(self._ok.to(param.device), there.to(param.dtype), param, out=param)
 
     def _enter_inside(self, param: Tensor, eps: Tensor, support: Support) -> None:
         ok, saved = self._ok.to(param.device), list[Tensor]()
         self._saved_inside.append((param, support, saved))
         for mask, count, (w, e) in support.pieces(param, eps):
             saved.append(_gather(w, mask, count))
-            torch.where(mask & ok, e + w, w, out=w)
+            torch.where(mask & ok, (e + w).to(w.dtype), w, out=w)
 
     @torch.no_grad()
     def __exit__(

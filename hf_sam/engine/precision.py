@@ -146,7 +146,7 @@ def what_rounding_leaves(
     for param, eps in pairs:
         wide = torch.promote_types(param.dtype, torch.float32)  # in which the step is exact
         for p, e in zip(param.flatten().split(CHUNK), eps.flatten().split(CHUNK), strict=True):
-            step, wanted = (e + p).to(wide) - p.to(wide), e.to(wide)
+            step, wanted = (e + p).to(p.dtype).to(wide) - p.to(wide), e.to(wide)
             dots = step.dot(wanted), step.dot(step), wanted.dot(wanted)
             counts = step.count_nonzero().to(wide), wanted.new_tensor(step.numel())
             sums.append(torch.stack([*dots, *counts]))

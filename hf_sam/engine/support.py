@@ -72,6 +72,12 @@ def is_fsdp2(trainer: Any) -> bool:
     return _loaded("fsdp", "dp_replicate")(trainer) or _plugin_version(trainer) == 2
 
 
+def _stage(trainer: Any) -> int | None:
+    """Return DeepSpeed's ZeRO stage, None without DeepSpeed."""
+    plugin = getattr(trainer.accelerator.state, "deepspeed_plugin", None)
+    return None if plugin is None else int(plugin.zero_stage)
+
+
 def _static_graph(trainer: Any) -> bool:
     handler = trainer.accelerator.ddp_handler
     return trainer.accelerator.num_processes > 1 and getattr(handler, "static_graph", False)
@@ -98,10 +104,16 @@ ENGINES = (
         "one perturbation for all ranks: a gradient of a rank's own does not exist",
     ),
     EngineRow(
-        "DeepSpeed",
+        "DeepSpeed with ZeRO-1 or ZeRO-2 (accelerate_configs/zero1.yaml, zero2.yaml)",
+        "all",
+        "ascent and descent gradients stay whole on each rank until DeepSpeed gets the update",
+    ),
+    EngineRow(
+        "DeepSpeed with ZeRO-3",
         "none",
-        "it keeps gradients and weights to itself, so SAM would silently not happen; use DDP",
-        _any(lambda t: bool(t.is_deepspeed_enabled), _distributed("DEEPSPEED")),
+        "its weights are there inside a forward only, so nothing can perturb them; use ZeRO-2 or "
+        "FSDP2",
+        lambda t: _stage(t) == 3,
     ),
     EngineRow(
         "tensor, expert or pipeline parallelism",
