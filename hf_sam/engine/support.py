@@ -78,6 +78,19 @@ def _stage(trainer: Any) -> int | None:
     return None if plugin is None else int(plugin.zero_stage)
 
 
+def _deepspeed(trainer: Any) -> dict[str, Any]:
+    """Return DeepSpeed's configuration, empty without DeepSpeed."""
+    plugin = getattr(trainer.accelerator.state, "deepspeed_plugin", None)
+    return {} if plugin is None else dict(plugin.deepspeed_config)
+
+
+def _reentrant_asked(args: Any) -> bool:
+    """Return whether the arguments say so; transformers itself chooses the other mode."""
+    names = ("gradient_checkpointing_kwargs", "activation_checkpointing_kwargs")
+    given = [getattr(args, name, None) or {} for name in names if name in vars(args)]
+    return any(kwargs.get("use_reentrant") for kwargs in given)
+
+
 def _static_graph(trainer: Any) -> bool:
     handler = trainer.accelerator.ddp_handler
     return trainer.accelerator.num_processes > 1 and getattr(handler, "static_graph", False)
@@ -114,6 +127,25 @@ ENGINES = (
         "its weights are there inside a forward only, so nothing can perturb them; use ZeRO-2 or "
         "FSDP2",
         lambda t: _stage(t) == 3,
+    ),
+    EngineRow(
+        "DeepSpeed without ZeRO (stage 0)",
+        "none",
+        "its clipping is another than Trainer's; use ZeRO-1, or DDP",
+        lambda t: _stage(t) == 0,
+    ),
+    EngineRow(
+        "DeepSpeed's own autocast (torch_autocast in its configuration)",
+        "none",
+        "its engine casts around a forward, which SAM's passes do without; use bf16=True",
+        lambda t: bool(_deepspeed(t).get("torch_autocast", {}).get("enabled")),
+    ),
+    EngineRow(
+        "DeepSpeed with reentrant activation checkpointing",
+        "none",
+        "it cannot compute a gradient that DeepSpeed does not see; use "
+        "gradient_checkpointing_kwargs={'use_reentrant': False}",
+        lambda t: bool(_deepspeed(t)) and _reentrant_asked(t.args),
     ),
     EngineRow(
         "tensor, expert or pipeline parallelism",
@@ -170,6 +202,12 @@ ENGINES = (
         "not proven there; use CPU or GPU",
         _any(_distributed("XLA"), _mode(ParallelMode.TPU)),
     ),
+    EngineRow(
+        "FSDP that accelerate does not apply (its plugin needs a GPU)",
+        "none",
+        "the weights would not be sharded; use DistributedConfig(fsdp_size=n) at from_pretrained",
+        lambda t: (bool(t.args.fsdp) or _parallelism("dp_shard")(t)) and not is_fsdp2(t),
+    ),
 )
 
 
@@ -178,10 +216,16 @@ def check_engine(trainer: Any) -> None:
 
     Raises:
         NotImplementedError: the engine's name, the reason, and what to use instead.
+        ValueError: each rank should perturb along a gradient of its own where there is none.
     """
     for row in ENGINES:
         if row.found is not None and row.found(trainer):
             raise NotImplementedError(f"hf_sam does not support {row.name}: {row.why}")
+    if getattr(trainer.args, "sam_ascent_sync", "auto") == "local" and is_fsdp2(trainer):
+        raise ValueError(
+            "sam_ascent_sync='local' is not possible under FSDP2: every backward averages over "
+            "ranks, so none has a gradient of its own; use 'auto' or 'global'"
+        )
 
 
 UPDATE_IN_BACKWARD = "it updates the weights inside backward, so there is no gradient to hand over"

@@ -28,14 +28,13 @@ class Handover(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, update: list[Tensor], *params: Tensor) -> Tensor:
         """Keep the update, one tensor per parameter, which is consumed; return `()` zero."""
-        ctx.update = update
+        ctx.update, ctx.kinds = update, [p.dtype for p in params]
         return torch.zeros((), device=params[0].device)
 
     @staticmethod
-    def backward(ctx: Any, scale: Tensor) -> Any:  # type: ignore[override]
-        """Return the update times the loss scale."""
-        update = [ctx.update.pop(0).mul_(scale) for _ in range(len(ctx.update))]
-        return None, *update
+    def backward(ctx: Any, scale: Tensor) -> Any:
+        """Return the update times the loss scale, rounded to what the parameters are stored in."""
+        return None, *(ctx.update.pop(0).mul_(scale).to(kind) for kind in ctx.kinds)
 
 
 class Says(nn.Module):
@@ -138,8 +137,7 @@ class DeepSpeedEngine(AcceleratedEngine):
                 distributed.all_reduce(overflow, distributed.ReduceOp.MAX)
             for _, u in pairs:
                 u.mul_(torch.where(overflow > 0, math.nan, 1.0))
-        entries = [u.to(p.dtype) for p, u in pairs]
-        loss = Handover.apply(entries, *(p for p, _ in pairs))
+        loss = Handover.apply([u for _, u in pairs], *(p for p, _ in pairs))
         self._accelerator.backward(self._through_engine(loss), scale_wrt_gas=False)
         return None if overflow is None else overflow > 0
 

@@ -9,17 +9,23 @@ from typing import Any
 
 import torch
 from accelerate import DistributedType, PartialState
+from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, BertConfig
-from transformers import BertForSequenceClassification, set_seed
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    BertConfig,
+    BertForSequenceClassification,
+    set_seed,
+)
 from transformers.distributed.configuration_utils import DistributedConfig
 
 from hf_sam import SAMTrainer, SAMTrainingArguments, Vector
 from hf_sam.engine.checkpoint import load_state, save_state
 from hf_sam.engine.sharding import Engine
 from tests.cases import CASES
-from tests.distributed.jobs import Found, fit, method_settings
+from tests.distributed.jobs import Found, method_settings
 from tests.toys import examples, llama
 
 
@@ -104,7 +110,6 @@ def sharded(folder: Path, model: str, **config: Any) -> Any:
 
 def train(folder: Path, model: str, network: Any = None, **arguments: Any) -> Found:
     """Train a toy, which is sharded unless it is given; return what is left, in whole tensors."""
-    arguments.pop("dtype", None)
     data = examples(model)
     trainer = SAMTrainer(
         model=sharded(folder, model) if network is None else network,
@@ -143,17 +148,37 @@ def outcome(trainer: SAMTrainer) -> Found:
     return {"weights": weights, "logs": logs, "held": held}
 
 
+def short(key: str) -> dict[str, Any]:
+    """Return the settings of a short run of a row of `cases.py`."""
+    return {k: v for k, v in method_settings(key).items() if k != "dtype"} | SHORT
+
+
+def adapted(network: Any) -> Any:
+    """Return a toy under a LoRA adapter, which is replicated beside sharded weights."""
+    set_seed(1)
+    found = get_peft_model(
+        network, LoraConfig(task_type="SEQ_CLS", r=2, target_modules=["query", "value"])
+    )
+    for name, param in found.named_parameters():  # B is zero at first, which would hide A
+        if "lora_B" in name:
+            nn.init.normal_(param)
+    return found.double()
+
+
 # -- jobs -----------------------------------------------------------------------------------------
 
 
 def fsdp2_methods(folder: Path) -> Found:
     """Every method on a sharded model."""
-    return {case.key: train(folder, "bert", **method_settings(case.key)) for case in CASES}
+    return {case.key: train(folder, "bert", **short(case.key)) for case in CASES}
 
 
 def fsdp2_parts(folder: Path) -> Found:
     """Parts of methods, Trainer's features, and groups, for which there is DDP to compare with."""
     found = {name: train(folder, model, **SHORT | more) for name, (model, more) in PARTS.items()}
+    found["lora"] = train(folder, "bert", adapted(sharded(folder, "bert")), **short("ssam_d"))
+    replicas = sharded(folder, "bert", fsdp_size=1, dp_replicate_size=2)
+    found["replicas"] = train(folder, "bert", replicas, **short("ssam_d"))
     for name, (model, more) in GROUPS.items():
         found[name] = train(folder, model, **SHORT | more)
         together = SHORT | more | {"sam_ascent_sync": "global", "seed": 3}
@@ -182,25 +207,26 @@ def handed_over(trainer: SAMTrainer, folder: Path) -> Found:
     """Return the method's whole state, and whether reading it from one process's file cuts it."""
     method, engine, params = trainer._method, trainer._engine, trainer._params
     state = method.state_dict()
-    everything: dict[str, Any] = {
-        key: Vector(None if t is None else whole(engine.like(p, t)) for p, t in zip(params, value))
-        if isinstance(value, Vector)
-        else value
-        for key, value in state.items()
-    }
+
+    def gathered(value: Any) -> Any:
+        if not isinstance(value, Vector):
+            return value
+        pairs = zip(params, value, strict=True)
+        return Vector(None if t is None else whole(engine.like(p, t)) for p, t in pairs)
+
+    everything = {key: gathered(value) for key, value in state.items()}
     described, names = method.describe(), trainer._names
     main = trainer.is_world_process_zero()
     save_state(folder, described, everything, names, params, Engine(), main=main)
     torch.distributed.barrier()
     again = load_state(folder, described, names, params, engine)
-    same = all(str(again[key]) == str(value) for key, value in state.items())
-    vectors = [value for value in state.values() if isinstance(value, Vector)]
-    for value, found in zip(vectors, (v for v in again.values() if isinstance(v, Vector))):
-        same &= all(a is b is None or torch.equal(a, b) for a, b in zip(value, found))
-    return {"same": same, "names": names} | {
-        key: list(value) if isinstance(value, Vector) else value
-        for key, value in everything.items()
-    }
+    torch.testing.assert_close(plain(again), plain(state), atol=0, rtol=0)
+    return {"names": names, "state": plain(everything)}
+
+
+def plain(state: dict[str, Any]) -> dict[str, Any]:
+    """Return a state with lists instead of vectors."""
+    return {k: list(v) if isinstance(v, Vector) else v for k, v in state.items()}
 
 
 JOBS: dict[str, Callable[[Path], Found]] = {

@@ -9,13 +9,22 @@ from typing import Any
 import pytest
 import torch
 
-from hf_sam import SAMArguments, Vector
+from hf_sam import SAMArguments
 from hf_sam.arguments import build_method
 from hf_sam.engine.checkpoint import load_state
 from hf_sam.engine.sharding import Engine
 from tests.cases import CASES
-from tests.distributed.fsdp_jobs import GROUPS, JOBS, MODELS, PARTS, SHORT, odd, train
-from tests.distributed.jobs import method_settings
+from tests.distributed.fsdp_jobs import (
+    GROUPS,
+    JOBS,
+    MODELS,
+    PARTS,
+    SHORT,
+    adapted,
+    odd,
+    short,
+    train,
+)
 from tests.distributed.launch import torchrun
 from tests.distributed.test_ddp import SPLIT_GROUPS, assert_same_logs, largest
 from tests.toys import assert_equal
@@ -43,6 +52,15 @@ def one_process(folder: Path, model: str, **settings: Any) -> dict[str, Any]:
     return train(folder, model, network, **settings | {"per_device_train_batch_size": 8})
 
 
+@pytest.mark.parametrize("name", ["lora", "replicas"])
+def test_replicated_parameters_count_once(ranks: Ranks, tmp_path: Path, name: str) -> None:
+    """Adapters beside sharded weights, and FSDP2 with replicas of every shard."""
+    network = odd().double()
+    network = adapted(network) if name == "lora" else network
+    settings = short("ssam_d") | {"per_device_train_batch_size": 8}
+    assert_same(ranks[0]["fsdp2_parts"][name], train(tmp_path, "bert", network, **settings))
+
+
 def assert_same(one: dict[str, Any], other: dict[str, Any]) -> None:
     assert largest(one["weights"], other["weights"]) < 1e-12
     assert_same_logs(one["logs"], other["logs"], 1e-5)  # Trainer and the readings log float32
@@ -54,7 +72,7 @@ def test_every_method_is_one_process_on_the_joined_batch(
 ) -> None:
     """Losses, norms and weights, with tensors whose rows do not divide evenly."""
     two = ranks[0]["fsdp2_methods"][case.key]
-    assert_same(two, one_process(tmp_path, "bert", **method_settings(case.key)))
+    assert_same(two, one_process(tmp_path, "bert", **short(case.key)))
 
 
 @pytest.mark.parametrize("name", PARTS)
@@ -100,16 +118,10 @@ def test_state_that_was_saved_by_rows_is_read_by_one_process(
     ranks: Ranks, folder: Path, key: str
 ) -> None:
     """And the other way round: each reads the other's form."""
-    found = dict(ranks[0]["fsdp2_plugin"][f"{key} read"])
-    assert found.pop("same") and ranks[1]["fsdp2_plugin"][f"{key} read"]["same"]
-    names, params = found.pop("names"), list(odd().double().parameters())
+    found = ranks[0]["fsdp2_plugin"][f"{key} read"]
+    params = list(odd().double().parameters())
     described = build_method(SAMArguments(sam=key)).describe()
     checkpoint = folder / "fsdp2_plugin" / key / "checkpoint-4"
     assert (checkpoint / "sam_state").is_dir()
-    state = load_state(checkpoint, described, names, params, Engine())
-    assert state.keys() == found.keys()
-    for name, value in found.items():
-        mine = state[name]
-        torch.testing.assert_close(
-            list(mine) if isinstance(mine, Vector) else mine, value, atol=0, rtol=0
-        )
+    state = load_state(checkpoint, described, found["names"], params, Engine())
+    torch.testing.assert_close(plain(state), found["state"], atol=0, rtol=0)
