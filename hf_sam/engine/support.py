@@ -145,7 +145,7 @@ ENGINES = (
         "none",
         "it cannot compute a gradient that DeepSpeed does not see; use "
         "gradient_checkpointing_kwargs={'use_reentrant': False}",
-        lambda t: bool(_deepspeed(t)) and _reentrant_asked(t.args),
+        lambda t: _stage(t) is not None and _reentrant_asked(t.args),
     ),
     EngineRow(
         "tensor, expert or pipeline parallelism",

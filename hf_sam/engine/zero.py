@@ -80,8 +80,12 @@ class DeepSpeedEngine(AcceleratedEngine):
         return torch.tensor(float(self._engine.optimizer.cur_scale), device=self._engine.device)
 
     def params(self, optimizer: Any) -> list[Tensor]:
-        """Return the trainable parameters; the optimizer's are flat partitions of them."""
-        return [p for p in self.model.parameters() if p.requires_grad]
+        """Return the trainable parameters in the optimizer's order, which now has flat partitions
+        of them.
+        """
+        zero = self._engine.optimizer
+        groups = getattr(zero, "bit16_groups", None) or zero.bf16_groups
+        return [p for group in groups for p in group]
 
     def how(self, local_ok: bool, partial: bool, averaged: str) -> How:
         """Return that ranks average after a backward, never in it: see `Engine.how`."""

@@ -26,6 +26,7 @@ from hf_sam.engine.checkpoint import load_state, save_state
 from hf_sam.engine.sharding import Engine
 from tests.cases import CASES
 from tests.distributed.jobs import Found, method_settings
+from tests.test_trainer import CHECKPOINTING
 from tests.toys import examples, llama
 
 
@@ -63,9 +64,9 @@ DEFAULTS: dict[str, Any] = {
     "seed": 3,
 }
 SHORT: dict[str, Any] = {"max_steps": 4, "gradient_accumulation_steps": 2}
-CHECKPOINTED = {
-    "gradient_checkpointing": True,
-    "gradient_checkpointing_kwargs": {"use_reentrant": False},
+CHECKPOINTED: dict[str, Any] = {
+    CHECKPOINTING: True,
+    f"{CHECKPOINTING}_kwargs": {"use_reentrant": False},
 }
 PARTS: dict[str, tuple[str, dict[str, Any]]] = {
     "layers": ("bert", {"sam": "looksam", "sam_options": {"k": 2, "layerwise": "trust"}}),
@@ -154,15 +155,16 @@ def short(key: str) -> dict[str, Any]:
 
 
 def adapted(network: Any) -> Any:
-    """Return a toy under a LoRA adapter, which is replicated beside sharded weights."""
+    """Return the language model under a LoRA adapter, which is replicated beside its weights."""
     set_seed(1)
-    found = get_peft_model(
-        network, LoraConfig(task_type="SEQ_CLS", r=2, target_modules=["query", "value"])
-    )
-    for name, param in found.named_parameters():  # B is zero at first, which would hide A
-        if "lora_B" in name:
+    adapter = LoraConfig(task_type="CAUSAL_LM", r=2, target_modules=["q_proj", "v_proj"])
+    found = get_peft_model(network, adapter)
+    for name, param in found.named_parameters():
+        if param.requires_grad:
+            param.data = param.data.double()
+        if "lora_B" in name:  # zero at first, which would hide A
             nn.init.normal_(param)
-    return found.double()
+    return found
 
 
 # -- jobs -----------------------------------------------------------------------------------------
@@ -176,7 +178,7 @@ def fsdp2_methods(folder: Path) -> Found:
 def fsdp2_parts(folder: Path) -> Found:
     """Parts of methods, Trainer's features, and groups, for which there is DDP to compare with."""
     found = {name: train(folder, model, **SHORT | more) for name, (model, more) in PARTS.items()}
-    found["lora"] = train(folder, "bert", adapted(sharded(folder, "bert")), **short("ssam_d"))
+    found["lora"] = train(folder, "llama", adapted(sharded(folder, "llama")), **short("ssam_d"))
     replicas = sharded(folder, "bert", fsdp_size=1, dp_replicate_size=2)
     found["replicas"] = train(folder, "bert", replicas, **short("ssam_d"))
     for name, (model, more) in GROUPS.items():

@@ -55,10 +55,11 @@ def one_process(folder: Path, model: str, **settings: Any) -> dict[str, Any]:
 @pytest.mark.parametrize("name", ["lora", "replicas"])
 def test_replicated_parameters_count_once(ranks: Ranks, tmp_path: Path, name: str) -> None:
     """Adapters beside sharded weights, and FSDP2 with replicas of every shard."""
-    network = odd().double()
+    model = "llama" if name == "lora" else "bert"
+    network = MODELS[model][0]().double()
     network = adapted(network) if name == "lora" else network
     settings = short("ssam_d") | {"per_device_train_batch_size": 8}
-    assert_same(ranks[0]["fsdp2_parts"][name], train(tmp_path, "bert", network, **settings))
+    assert_same(ranks[0]["fsdp2_parts"][name], train(tmp_path, model, network, **settings))
 
 
 def assert_same(one: dict[str, Any], other: dict[str, Any]) -> None:

@@ -21,6 +21,7 @@ from hf_sam import SAMTrainer, SAMTrainingArguments
 from tests.cases import CASES
 from tests.distributed.fsdp_jobs import CHECKPOINTED, SHORT, odd, outcome, short
 from tests.distributed.jobs import Found, refusal
+from tests.test_trainer import CHECKPOINTING
 from tests.toys import examples
 
 BATCH = 4
@@ -122,8 +123,8 @@ def zero_features(folder: Path) -> Found:
     }
     alone = {"gradient_accumulation_steps": 1, "sam_ascent_sync": "auto"}
     found["local"] = train(folder, config(2), **alone)
-    for kind in ("bf16", "fp16"):
-        own = config(2, **{kind: {"enabled": True, **SCALE.get(kind, {})}})
+    for stage, kind in ((1, "bf16"), (2, "fp16")):
+        own = config(stage, **{kind: {"enabled": True, **SCALE.get(kind, {})}})
         for name, more in {"none": {"sam": "none"}, "zero": {"sam_rho": 0}, "sam": {}}.items():
             given = {kind: True, "gradient_accumulation_steps": 1} | more
             with half_precision_on_cpu():
@@ -197,8 +198,7 @@ def zero_skips(folder: Path) -> Found:
 
 def zero_refusals(folder: Path) -> Found:
     """What is refused when the trainer is built or begins."""
-    explicit = {"gradient_checkpointing": True}
-    explicit["gradient_checkpointing_kwargs"] = {"use_reentrant": True}  # type: ignore[assignment]
+    explicit = {**CHECKPOINTED, f"{CHECKPOINTING}_kwargs": {"use_reentrant": True}}
     cast = config(2, torch_autocast={"enabled": True, "dtype": "bfloat16"})
     return {
         "zero 0": refusal(lambda: make(folder, config(0))),
