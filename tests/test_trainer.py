@@ -21,6 +21,7 @@ from transformers import (
 
 from hf_sam import ASAM, SAM, SAMArguments, SAMMixin, SAMTrainer, SAMTrainingArguments
 from tests.toys import (
+    CHECKPOINTING,
     assert_equal,
     bert,
     examples,
@@ -169,13 +170,6 @@ def test_no_more_host_synchronisation_than_trainer(tmp_path: Path, monkeypatch: 
     # The readings are drained once, at the end of training at most.
     assert counts["sam"] <= counts["none"] + 1
     assert counts["asam"] <= counts["none"] + 1
-
-
-CHECKPOINTING = (
-    "activation_checkpointing"
-    if "activation_checkpointing" in TrainingArguments.__dataclass_fields__
-    else "gradient_checkpointing"
-)
 
 
 @pytest.mark.parametrize("reentrant", [True, False])

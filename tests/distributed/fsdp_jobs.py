@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from accelerate import DistributedType, PartialState
-from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from transformers import (
@@ -26,8 +25,7 @@ from hf_sam.engine.checkpoint import load_state, save_state
 from hf_sam.engine.sharding import Engine
 from tests.cases import CASES
 from tests.distributed.jobs import Found, method_settings
-from tests.test_trainer import CHECKPOINTING
-from tests.toys import examples, llama
+from tests.toys import CHECKPOINTING, examples, llama
 
 
 def odd() -> nn.Module:
@@ -156,6 +154,8 @@ def short(key: str) -> dict[str, Any]:
 
 def adapted(network: Any) -> Any:
     """Return the language model under a LoRA adapter, which is replicated beside its weights."""
+    from peft import LoraConfig, get_peft_model
+
     set_seed(1)
     adapter = LoraConfig(task_type="CAUSAL_LM", r=2, target_modules=["q_proj", "v_proj"])
     found = get_peft_model(network, adapter)
@@ -231,6 +231,20 @@ def plain(state: dict[str, Any]) -> dict[str, Any]:
     return {k: list(v) if isinstance(v, Vector) else v for k, v in state.items()}
 
 
+def fsdp2_gpu(folder: Path) -> Found:
+    """The plugin on GPUs, as `accelerate_configs/fsdp2.yaml` switches it on."""
+    given = DEFAULTS | {"use_cpu": False, "max_steps": 4}
+    trainer = SAMTrainer(
+        model=odd(),
+        args=SAMTrainingArguments(str(folder), **given),
+        train_dataset=examples("bert"),
+    )
+    trainer.train()
+    found = outcome(trainer)
+    return {"sam": found | {"weights": [w.cpu() for w in found["weights"]]}}
+
+
+GPU_JOBS = {"fsdp2_gpu": fsdp2_gpu}
 JOBS: dict[str, Callable[[Path], Found]] = {
     job.__name__: job for job in (fsdp2_methods, fsdp2_parts, fsdp2_plugin)
 }

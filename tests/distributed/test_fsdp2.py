@@ -25,7 +25,7 @@ from tests.distributed.fsdp_jobs import (
     short,
     train,
 )
-from tests.distributed.launch import torchrun
+from tests.distributed.launch import accelerate_launch, torchrun
 from tests.distributed.test_ddp import SPLIT_GROUPS, assert_same_logs, largest
 from tests.toys import assert_equal
 
@@ -94,6 +94,19 @@ def test_groups_and_selected_examples_are_those_of_ddp(ranks: Ranks, name: str) 
         for entry in two["logs"] + ddp["logs"]:
             del entry["sam/grad_cosine"]
     assert_same(two, ddp)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+def test_accelerates_plugin_on_gpus(tmp_path: Path) -> None:
+    """As one process on CPU, to float32."""
+    mine, theirs = accelerate_launch("fsdp2.yaml", ["fsdp2_gpu"], tmp_path)
+    found = mine["fsdp2_gpu"]["sam"]
+    assert_equal(found["weights"], theirs["fsdp2_gpu"]["sam"]["weights"])
+    assert 0 < found["held"] < sum(w.numel() for w in found["weights"])
+    settings = {"max_steps": 4, "per_device_train_batch_size": 8}
+    one = train(tmp_path, "bert", odd(), **settings)
+    assert largest(found["weights"], one["weights"]) < 1e-3
 
 
 def test_ranks_agree_and_each_holds_its_rows(ranks: Ranks) -> None:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,10 @@ from tests.distributed.test_ddp import SPLIT_GROUPS, assert_same_logs, largest
 from tests.distributed.zero_jobs import FEATURES, JOBS, network, train
 from tests.toys import assert_equal
 
-pytest.importorskip("deepspeed")
-pytestmark = pytest.mark.distributed
+pytestmark = [
+    pytest.mark.distributed,
+    pytest.mark.skipif(find_spec("deepspeed") is None, reason="needs the extra `deepspeed`"),
+]
 Found = dict[str, Any]
 Ranks = tuple[Found, Found]
 

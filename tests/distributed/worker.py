@@ -16,7 +16,7 @@ import torch  # noqa: E402
 
 from tests.distributed import fsdp_jobs, jobs, zero_jobs  # noqa: E402
 
-JOBS = jobs.JOBS | fsdp_jobs.JOBS | zero_jobs.JOBS
+JOBS = jobs.JOBS | fsdp_jobs.JOBS | fsdp_jobs.GPU_JOBS | zero_jobs.JOBS
 
 
 def main() -> None:

@@ -13,7 +13,6 @@ from typing import Any
 from unittest import mock
 
 import torch
-from peft import LoraConfig, get_peft_model
 from torch import nn
 from transformers import TrainerCallback
 
@@ -21,8 +20,7 @@ from hf_sam import SAMTrainer, SAMTrainingArguments
 from tests.cases import CASES
 from tests.distributed.fsdp_jobs import CHECKPOINTED, SHORT, odd, outcome, short
 from tests.distributed.jobs import Found, refusal
-from tests.test_trainer import CHECKPOINTING
-from tests.toys import examples
+from tests.toys import CHECKPOINTING, examples
 
 BATCH = 4
 DEFAULTS: dict[str, Any] = {
@@ -111,6 +109,8 @@ def network(name: str) -> nn.Module:
     """Return the toy of a run of `FEATURES`."""
     if name != "lora":
         return odd()
+    from peft import LoraConfig, get_peft_model
+
     adapter = LoraConfig(task_type="SEQ_CLS", r=2, target_modules=["query", "value"])
     return get_peft_model(odd(), adapter)
 
