@@ -22,6 +22,7 @@ from tests.distributed.fsdp_jobs import (
     SHORT,
     adapted,
     odd,
+    plain,
     short,
     train,
 )
