@@ -41,8 +41,9 @@ $(VENV)/.installed: constraints.txt
 $(OLDEST)/.installed: CONSTRAINTS := constraints-oldest.txt
 $(OLDEST)/.installed: constraints-oldest.txt
 
-demo: $(INSTALLED)  ## fine-tune a small BERT with and without SAM; print a table, draw a picture
+demo: $(INSTALLED)  ## a small BERT and a small ResNet with and without SAM: tables and pictures
 	$(RUN) -m glue_scripts.demo
+	$(RUN) -m vision_scripts.demo
 
 test: $(INSTALLED)  ## run the quick tests (one file: make test PYTEST_ARGS=tests/test_vector.py)
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 $(PYTEST_ARGS)

@@ -1,36 +1,81 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`make bench`: what there is, and a quick measurement with a tiny model on embedded data."""
+"""`make bench`: what every method costs on this machine, next to hand-written loops and peers.
+
+Measures the cells of `benchmarks/cells.py` that have no result in `--output_dir` yet, so that an
+interrupted run goes on where it was, and writes their tables and pictures beside them.
+"""
 
 from __future__ import annotations
 
+import argparse
+import gc
 import os
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing here needs the Hub
 
-from benchmarks import machine, methods
-from glue_scripts.embedded import write_all
+import transformers
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-FOLDER = Path("outputs/bench")
+from benchmarks import cells, machine, pages
+
+OUTPUT = Path("outputs/bench")
 
 
-def main() -> None:
-    """List results and commands, then measure."""
-    print("Results, tables and commands: benchmarks/README.md. There are:")
-    for path in sorted(machine.RESULTS.glob("*.json")):
-        print(f"  {path.name:40} {machine.read(path).get('command', 'run_glue.py')[:100]}")
-    print(f"\nNow a tiny BERT on embedded data, in {FOLDER}.\n", flush=True)
-    write_all(FOLDER)
-    path = methods.main([
-        f"--model_name_or_path={FOLDER}/model",
-        f"--data_dir={FOLDER}",
-        "--task_name=mrpc",
-        "--length=32",
-        f"--output_dir={FOLDER}",
-    ])
-    print(f"\nWritten to {path}. Small models show the overhead, not the passes: for a real one,")
-    print("python -m benchmarks.methods --model_name_or_path DIR --data_dir DIR --task_name mrpc")
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure what is missing, write the page, and return the number of cells that failed."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("--output_dir", type=Path, default=OUTPUT, help="folder of the results")
+    parser.add_argument("--only", nargs="+", default=[], help="cells whose name holds one of these")
+    parser.add_argument("--list", action="store_true", help="name the cells; measure nothing")
+    settings = parser.parse_args(argv)
+    wanted = [
+        c for c in cells.plan() if not settings.only or any(o in c.name for o in settings.only)
+    ]
+    if not wanted:
+        raise ValueError(f"--only {' '.join(settings.only)}: no cell's name holds it; see --list")
+    if settings.list:
+        for cell in wanted:
+            done = cells.path_of(cell, settings.output_dir).is_file()
+            print(f"{'done' if done else '    '} {cell.name}")
+        return 0
+    transformers.utils.logging.set_verbosity_error()
+    failed = _measure(wanted, settings.output_dir)
+    page = pages.write(settings.output_dir)
+    print(f"Tables and pictures: {page}")
+    return len(failed)
+
+
+def _measure(wanted: Sequence[cells.Cell], folder: Path) -> list[str]:
+    """Measure the cells that have no result; return the names of those that failed."""
+    failed: list[str] = []
+    columns = (TextColumn("{task.description}"), BarColumn(20), MofNCompleteColumn())
+    with Progress(*columns, TimeElapsedColumn(), console=Console(stderr=True)) as progress:
+        task = progress.add_task("", total=len(wanted))
+        for cell in wanted:
+            path = cells.path_of(cell, folder)
+
+            def say(text: str, name: str = cell.name) -> None:
+                progress.update(task, description=f"{name}: {text}")
+
+            if not path.is_file():
+                say("preparing")
+                try:
+                    if cell.processes > 1:
+                        cells.launch(cell, folder)
+                    else:
+                        machine.write(path, cells.measure(cell, say))
+                    progress.console.print(f"{cell.name}: done")
+                except Exception as error:  # the others are measured all the same
+                    failed.append(cell.name)
+                    progress.console.print(f"{cell.name}: failed: {error}", markup=False)
+                gc.collect()
+            progress.advance(task)
+    return failed
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -21,11 +21,16 @@ class Cost:
         high: of the third quartiles.
         of_medians: ratio of the median seconds instead.
         cpu: as `ratio`, of the process's CPU seconds; None on a GPU.
+        cpu_low: the same of the first quartiles.
+        cpu_high: of the third quartiles.
         forwards: per update in whole batches, the renewal of masks left out.
         backwards: per update in whole batches, the renewal of masks left out.
         extra: peak memory beyond that of `none` in bytes, the renewal of masks left out; None if
             not measured.
         extra_renewal: the same in an update that renews a mask.
+        seconds: median of the updates that count.
+        own: share of an update's time that a trainer spends in `training_step` beside the passes:
+            norms, perturbing, restoring, readings. None if not measured.
     """
 
     ratio: float
@@ -33,10 +38,14 @@ class Cost:
     high: float
     of_medians: float
     cpu: float | None
+    cpu_low: float | None
+    cpu_high: float | None
     forwards: float
     backwards: float
     extra: int | None
     extra_renewal: int | None
+    seconds: float
+    own: float | None
 
 
 Measured = Mapping[str, Any]
@@ -70,17 +79,30 @@ def _cost(row: Measured, plain: Measured, settings: Mapping[str, Any]) -> Cost:
     }
     usual = statistics.median(plain["seconds"][drop:])
     peaks = _extra(row, plain)
+    cpu = [ratio("cpu_seconds", q) if row["cpu_seconds"] else None for q in range(3)]
     return Cost(
         ratio=ratio("seconds", 1),
         low=ratio("seconds", 0),
         high=ratio("seconds", 2),
         of_medians=sum(shares[kind] * medians[kind] for kind in kinds) / usual,
-        cpu=ratio("cpu_seconds", 1) if row["cpu_seconds"] else None,
+        cpu=cpu[1],
+        cpu_low=cpu[0],
+        cpu_high=cpu[2],
         forwards=statistics.fmean(row["forward_examples"][i] for i in counted) / batch,
         backwards=statistics.fmean(row["backward_examples"][i] for i in counted) / batch,
         extra=peaks[0],
         extra_renewal=peaks[1],
+        seconds=statistics.median(row["seconds"][i] for i in _kept(counted, drop)),
+        own=_own(row, _kept(counted, drop)),
     )
+
+
+def _own(row: Measured, kept: Sequence[int]) -> float | None:
+    """Return the median share of the time in `training_step` beside the passes."""
+    if not row.get("step_seconds"):
+        return None
+    steps, passes = row["step_seconds"], row["pass_seconds"]
+    return statistics.median((steps[i] - passes[i]) / row["seconds"][i] for i in kept)
 
 
 def _kept(members: Sequence[int], drop: int) -> list[int]:

@@ -143,16 +143,22 @@ def run_plan(runs: dict[str, dict[str, Any]], output_dir: Path, results: Path) -
         folder = output_dir / name
         if not (folder / "all_results.json").is_file():
             print(f"{name}: running, see {folder}.log", flush=True)
-            _run(values | {"output_dir": str(folder)}, Path(f"{folder}.log"))
+            run_glue(values | {"output_dir": str(folder)}, folder)
             made.append(name)
         collect_all([folder], results)
     return made
 
 
-def _run(values: dict[str, Any], log: Path) -> None:
+def run_glue(flags: dict[str, Any], folder: Path) -> None:
+    """Run the script with `flags`; what it says goes to the folder's `.log` file beside it.
+
+    Raises:
+        subprocess.CalledProcessError: the run failed.
+    """
+    log = Path(f"{folder}.log")
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("w", encoding="utf-8") as output:
-        words = [sys.executable, str(SCRIPT), *flags_of(values)]
+        words = [sys.executable, str(SCRIPT), *flags_of(flags)]
         subprocess.run(words, stdout=output, stderr=subprocess.STDOUT, check=True)
 
 

@@ -3,15 +3,18 @@
 
 from __future__ import annotations
 
+import random
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 from transformers import Trainer, TrainerCallback, TrainerControl
+
+from hf_sam.engine.slicing import examples
 
 
 @dataclass
@@ -27,6 +30,8 @@ class Samples:
         forward_examples: examples in all these calls together.
         backward_examples: examples whose losses were differentiated.
         losses: what `training_step` returned.
+        pass_seconds: from the beginning of each forward to the end of its backward, together.
+        step_seconds: in `training_step`: what is beyond the passes is the method's own work.
     """
 
     seconds: list[float] = field(default_factory=list)
@@ -36,6 +41,44 @@ class Samples:
     forward_examples: list[int] = field(default_factory=list)
     backward_examples: list[int] = field(default_factory=list)
     losses: list[float] = field(default_factory=list)
+    pass_seconds: list[float] = field(default_factory=list)
+    step_seconds: list[float] = field(default_factory=list)
+
+
+class Stopwatch:
+    """Times spans of work: on the CPU by its clock, on a GPU by events in its queue.
+
+    Args:
+        device: where the work is done.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._cuda = device.type == "cuda"
+        self._device = device
+        self._spans: list[list[Any]] = []
+
+    def now(self) -> Any:
+        """Return a point in time, for `seconds`."""
+        if not self._cuda:
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record(torch.cuda.current_stream(self._device))
+        return event
+
+    def start(self) -> None:
+        """Begin a span."""
+        self._spans.append([self.now(), None])
+
+    def stop(self) -> None:
+        """End the last span here, also if it was ended before."""
+        self._spans[-1][1] = self.now()
+
+    def drain(self) -> float:
+        """Return the seconds of all spans together, and forget them; on a GPU, when it is done."""
+        spans, self._spans = self._spans, []
+        if self._cuda:
+            return float(sum(a.elapsed_time(b) for a, b in spans)) / 1000
+        return float(sum(b - a for a, b in spans))
 
 
 class Passes:
@@ -44,8 +87,10 @@ class Passes:
     def __init__(self, trainer: Trainer) -> None:
         self._size = 0
         self._whole = trainer.accelerator.backward
+        self.watch = Stopwatch(trainer.args.device)
         assert trainer.model is not None
         trainer.model.register_forward_pre_hook(self._forward, with_kwargs=True)
+        trainer.model.register_forward_hook(self._forwarded)
         trainer.accelerator.backward = self._backward
         self.clear()
 
@@ -54,14 +99,19 @@ class Passes:
         self.forwards = self.backwards = self.forward_examples = self.backward_examples = 0
 
     def _forward(self, model: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
-        self._size = len(kwargs["input_ids"])
+        self._size = examples(kwargs)
         self.forwards += 1
         self.forward_examples += self._size
+        self.watch.start()
+
+    def _forwarded(self, model: nn.Module, args: Any, outputs: Any) -> None:
+        self.watch.stop()
 
     def _backward(self, loss: Tensor, **kwargs: Any) -> None:
         self.backwards += 1
         self.backward_examples += self._size
         self._whole(loss, **kwargs)
+        self.watch.stop()
 
 
 class Recorder(TrainerCallback):
@@ -77,13 +127,16 @@ class Recorder(TrainerCallback):
         self._after_update = after_update
         self._device = trainer.args.device
         self._passes = Passes(trainer)
+        self._steps = Stopwatch(self._device)
         self._losses: list[Tensor] = []
         self._step = trainer.training_step
         trainer.training_step = self._training_step  # type: ignore[method-assign]
         trainer.add_callback(self)
 
     def _training_step(self, *args: Any, **kwargs: Any) -> Tensor:
+        self._steps.start()
         loss = self._step(*args, **kwargs)
+        self._steps.stop()
         self._losses.append(loss.detach())
         return loss
 
@@ -111,6 +164,8 @@ class Recorder(TrainerCallback):
             taken.cpu_seconds.append(round(cpu - self._cpu, 6))
         for name in ("forwards", "backwards", "forward_examples", "backward_examples"):
             getattr(taken, name).append(getattr(passes, name))
+        taken.pass_seconds.append(round(passes.watch.drain(), 6))
+        taken.step_seconds.append(round(self._steps.drain(), 6))
         taken.losses.append(float(torch.stack(self._losses).sum()))
         self._losses.clear()
         self._after_update(control)
@@ -170,3 +225,37 @@ class Stepped:
         self._last = True
         self._go.release()
         self._thread.join()
+
+
+class Turns(Protocol):
+    """What can take turns with others, such as `Stepped`."""
+
+    def step(self) -> None:
+        """Make one update."""
+        ...
+
+    def finish(self) -> None:
+        """End where it stands."""
+        ...
+
+
+def take_turns(
+    runs: Mapping[str, Turns], updates: int, seed: int, after: Callable[[int], None]
+) -> None:
+    """Make the updates of all runs, in an order that is drawn anew for each, and end the runs.
+
+    Args:
+        runs: by name.
+        updates: of each.
+        seed: of the order.
+        after: told how many updates all have made.
+    """
+    order = random.Random(seed)
+    try:
+        for update in range(updates):
+            for name in order.sample(list(runs), len(runs)):
+                runs[name].step()
+            after(update + 1)
+    finally:
+        for run in runs.values():
+            run.finish()

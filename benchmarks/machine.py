@@ -19,6 +19,7 @@ import torch
 import hf_sam
 
 RESULTS = Path(__file__).parent / "results"
+ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("torch", "transformers", "accelerate", "datasets")
 
 

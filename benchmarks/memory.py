@@ -5,12 +5,14 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch.profiler import ProfilerActivity, profile, record_function
-from transformers import Trainer, TrainerControl
+from transformers import Trainer
 
 from benchmarks.interleave import Recorder, Samples
+from benchmarks.loops import Loop
 
 END = "benchmarks: end of an update"
 
@@ -22,21 +24,75 @@ def update_peaks(trainer: Trainer) -> tuple[list[int], Samples]:
     method state, activations; on the CPU what torch's profiler sees allocated and freed, on a GPU
     what torch's allocator says.
     """
-    gc.collect()
-    if trainer.args.device.type == "cuda":
-        return _on_cuda(trainer)
-    recorder = Recorder(trainer, _mark)
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+    meter = _meter(trainer.args.device)
+    recorder = Recorder(trainer, lambda control: meter.mark())
+    with meter:
         trainer.train()
-    events = profiler.profiler.kineto_results.events()
-    changes = [(e.start_ns(), e.nbytes()) for e in events if e.name() == "[memory]"]
-    ends = [e.start_ns() for e in events if e.name() == END]
-    return peaks_between(changes, ends), recorder.samples
+    return meter.peaks, recorder.samples
 
 
-def _mark(control: TrainerControl) -> None:
-    with record_function(END):
-        pass
+def loop_peaks(loop: Loop, updates: int) -> tuple[list[int], Samples]:
+    """Return the same of a loop, which makes the updates."""
+    meter = _meter(loop.device)
+    with meter:
+        for _ in range(updates):
+            loop.step()
+            meter.mark()
+    return meter.peaks, loop.samples
+
+
+def _meter(device: torch.device) -> OnCPU | OnCUDA:
+    gc.collect()
+    return OnCUDA(device) if device.type == "cuda" else OnCPU()
+
+
+class OnCPU:
+    """Context manager that counts what torch allocates between marks.
+
+    Attributes:
+        peaks: most bytes beyond those at the beginning, between one mark and the next.
+    """
+
+    def __init__(self) -> None:
+        self.peaks: list[int] = []
+        self._profiler = profile(activities=[ProfilerActivity.CPU], profile_memory=True)
+
+    def __enter__(self) -> OnCPU:
+        self._profiler.__enter__()
+        return self
+
+    def mark(self) -> None:
+        """End an update."""
+        with record_function(END):
+            pass
+
+    def __exit__(self, *error: Any) -> None:
+        self._profiler.__exit__(*error)
+        events = self._profiler.profiler.kineto_results.events()
+        changes = [(e.start_ns(), e.nbytes()) for e in events if e.name() == "[memory]"]
+        ends = [e.start_ns() for e in events if e.name() == END]
+        self.peaks = peaks_between(changes, ends)
+
+
+class OnCUDA:
+    """The same of torch's allocator on a GPU."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.peaks: list[int] = []
+        self._device = device
+
+    def __enter__(self) -> OnCUDA:
+        self._before = torch.cuda.memory_allocated(self._device)
+        torch.cuda.reset_peak_memory_stats(self._device)
+        return self
+
+    def mark(self) -> None:
+        """End an update."""
+        self.peaks.append(torch.cuda.max_memory_allocated(self._device) - self._before)
+        torch.cuda.reset_peak_memory_stats(self._device)
+
+    def __exit__(self, *error: Any) -> None:
+        """Nothing to stop."""
 
 
 def peaks_between(changes: Iterable[tuple[int, int]], ends: Iterable[int]) -> list[int]:
@@ -56,18 +112,3 @@ def peaks_between(changes: Iterable[tuple[int, int]], ends: Iterable[int]) -> li
             position += 1
         peaks.append(highest)
     return peaks
-
-
-def _on_cuda(trainer: Trainer) -> tuple[list[int], Samples]:
-    device = trainer.args.device
-    before = torch.cuda.memory_allocated(device)
-    peaks: list[int] = []
-
-    def read(control: TrainerControl) -> None:
-        peaks.append(torch.cuda.max_memory_allocated(device) - before)
-        torch.cuda.reset_peak_memory_stats(device)
-
-    recorder = Recorder(trainer, read)
-    torch.cuda.reset_peak_memory_stats(device)
-    trainer.train()
-    return peaks, recorder.samples

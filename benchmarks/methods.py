@@ -13,14 +13,12 @@ of each by itself.
 from __future__ import annotations
 
 import argparse
-import copy
 import dataclasses
 import os
 import random
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,86 +26,27 @@ os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # before torch is loaded: its p
 
 import torch
 import transformers
-from datasets import Dataset, disable_progress_bars
-from torch import nn
-from transformers import PrinterCallback
+from datasets import disable_progress_bars
 
 from benchmarks import machine
-from benchmarks.interleave import Stepped
+from benchmarks.interleave import Stepped, take_turns
 from benchmarks.memory import update_peaks
+from benchmarks.problem import Problem, Training
 from benchmarks.rows import TARGETS, Row, parse_rows, predicted
 from benchmarks.tables import cost_table
-from hf_sam import SAMTrainer, SAMTrainingArguments
 
 MEMORY_UPDATES = 6
 MEMORY_INTERVAL = 4
 """Update that renews a mask in the run for memory, beside the first."""
-FIXED_BATCHES = 4
 
 
-@dataclass
-class Problem:
-    """What all rows train.
+def prepare(settings: argparse.Namespace, folder: str, **flags: Any) -> Problem:
+    """Read model and data as `run_glue.py` does.
 
-    Attributes:
-        model: copied for every trainer.
-        data: examples in the order of training.
-        collate: makes a batch of a list of examples.
+    Args:
         settings: the command line's.
         folder: for whatever a trainer writes.
-    """
-
-    model: nn.Module
-    data: Dataset
-    collate: Any
-    settings: argparse.Namespace
-    folder: str
-
-    def trainer(self, row: Row, updates: int, **options: Any) -> SAMTrainer:
-        """Return a new trainer of a row for the first `updates` updates."""
-        settings = self.settings
-        arguments = SAMTrainingArguments(
-            self.folder,
-            sam=row.key,
-            sam_options=row.options | options,
-            max_steps=updates,
-            per_device_train_batch_size=settings.batch_size,
-            learning_rate=settings.learning_rate,
-            seed=settings.seed,
-            bf16=settings.bf16,
-            use_cpu=settings.use_cpu,
-            train_sampling_strategy="sequential",
-            dataloader_pin_memory=torch.cuda.is_available() and not settings.use_cpu,
-            logging_strategy="no",
-            save_strategy="no",
-            report_to="none",
-            disable_tqdm=True,
-        )
-        trainer = SAMTrainer(
-            model=copy.deepcopy(self.model),
-            args=arguments,
-            train_dataset=self.data.select(range(updates * settings.batch_size)),
-            data_collator=self.collate,
-        )
-        trainer.remove_callback(PrinterCallback)
-        return trainer
-
-    @torch.no_grad()
-    def loss(self, trainer: SAMTrainer) -> float:
-        """Return the loss on the first batches, without dropout."""
-        size = self.settings.batch_size
-        batches = min(FIXED_BATCHES, self.settings.updates)
-        total = 0.0
-        trainer.model.eval()
-        for start in range(0, batches * size, size):
-            batch = self.collate([self.data[i] for i in range(start, start + size)])
-            total += float(trainer.model(**trainer._prepare_inputs(batch)).loss)
-        trainer.model.train()
-        return total / batches
-
-
-def prepare(settings: argparse.Namespace, folder: str) -> Problem:
-    """Read model and data as `run_glue.py` does.
+        **flags: more flags of `run_glue.py`.
 
     Raises:
         ValueError: something that was given cannot be used.
@@ -115,7 +54,7 @@ def prepare(settings: argparse.Namespace, folder: str) -> Problem:
     from glue_scripts.arguments import parse_arguments
     from glue_scripts.run_glue import prepare as prepare_run
 
-    flags = {
+    flags |= {
         "model_name_or_path": settings.model_name_or_path,
         "data_dir": settings.data_dir,
         "task_name": settings.task_name,
@@ -129,26 +68,26 @@ def prepare(settings: argparse.Namespace, folder: str) -> Problem:
     }
     argv = [f"--{name}={value}" for name, value in flags.items() if value is not None]
     run = prepare_run(*parse_arguments(argv)).trainer
+    names = ("updates", "batch_size", "learning_rate", "seed", "bf16", "use_cpu")
+    training = Training(**{name: getattr(settings, name) for name in names})
     order = list(range(len(run.train_dataset)))
     random.Random(settings.seed).shuffle(order)
-    wanted = max(settings.updates, MEMORY_UPDATES) * settings.batch_size
+    wanted = training.examples(max(settings.updates, MEMORY_UPDATES))
     order *= -(-wanted // len(order))
-    return Problem(
-        run.model, run.train_dataset.select(order[:wanted]), run.data_collator, settings, folder
-    )
+    data = run.train_dataset.select(order[:wanted])
+    return Problem(run.model, data, run.data_collator, training, folder)
 
 
-def measure(problem: Problem, rows: Sequence[Row]) -> dict[str, Any]:
+def measure(settings: argparse.Namespace, problem: Problem, rows: Sequence[Row]) -> dict[str, Any]:
     """Return the whole result, as it is written."""
-    settings = problem.settings
-    weights = [p for p in problem.model.parameters() if p.requires_grad]
-    measured = {row.text: _describe(row, settings) for row in rows}
+    measured = {row.text: describe(row, settings.batch_size) for row in rows}
     before = machine.hardware()
     for text, samples in _interleaved(problem, rows):
         measured[text] |= samples
     if settings.memory:
         for row in rows:
-            measured[row.text]["memory"] = _memory(problem, row)
+            measured[row.text]["memory"] = memory(problem, row)
+            _say(f"memory of {row.text}")
     return {
         "kind": "methods",
         "command": settings.command,
@@ -158,41 +97,38 @@ def measure(problem: Problem, rows: Sequence[Row]) -> dict[str, Any]:
             name: getattr(settings, name)
             for name in ("updates", "drop", "batch_size", "length", "learning_rate", "bf16", "seed")
         },
-        "parameters": sum(p.numel() for p in weights),
-        "parameter_bytes": sum(p.numel() * p.element_size() for p in weights),
+        **problem.parameters,
         "hardware": before | {"load_at_end": machine.hardware()["load"]},
         "versions": machine.versions(),
         "rows": list(measured.values()),
     }
 
 
-def _describe(row: Row, settings: argparse.Namespace) -> dict[str, Any]:
+def describe(row: Row, batch_size: int) -> dict[str, Any]:
+    """Return what is known of a row before it is measured."""
     return {
         "text": row.text,
         "sam": row.key,
         "options": row.options,
         "method": row.method.describe(),
         "target": TARGETS.get(row.text),
-        "predicted": dataclasses.asdict(predicted(row.method, settings.batch_size)),
+        "predicted": dataclasses.asdict(predicted(row.method, batch_size)),
         "mask_updates": [0] if row.renews else [],
     }
 
 
 def _interleaved(problem: Problem, rows: Sequence[Row]) -> Iterator[tuple[str, dict[str, Any]]]:
     """Train all rows in turns; yield the samples of each."""
-    settings = problem.settings
-    trainers = {row.text: problem.trainer(row, settings.updates) for row in rows}
+    training = problem.training
+    trainers = {row.text: problem.trainer(row, training.updates) for row in rows}
     before = problem.loss(trainers["none"])
     runs = {text: Stepped(trainer, text) for text, trainer in trainers.items()}
-    order = random.Random(settings.seed)
-    try:
-        for update in range(settings.updates):
-            for text in order.sample(list(runs), len(runs)):
-                runs[text].step()
-            _say(f"update {update + 1} of {settings.updates}")
-    finally:
-        for run in runs.values():
-            run.finish()
+    take_turns(
+        runs,
+        training.updates,
+        training.seed,
+        lambda update: _say(f"update {update} of {training.updates}"),
+    )
     for text, run in runs.items():
         losses = {"fixed_loss": [before, problem.loss(trainers[text])]}
         yield text, dataclasses.asdict(run.recorder.samples) | losses
@@ -202,13 +138,19 @@ def _say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def _memory(problem: Problem, row: Row) -> dict[str, Any]:
-    """Measure the peaks of a few updates; a mask is renewed in one of them, from few examples."""
+def memory(problem: Problem, row: Row, updates: int | None = None) -> dict[str, Any]:
+    """Measure the peaks of a few updates; a mask is renewed in one of them, from few examples.
+
+    Args:
+        problem: what is trained.
+        row: how.
+        updates: how many; default: enough for every method.
+    """
     options: dict[str, Any] = {"update_interval": MEMORY_INTERVAL} if row.renews else {}
     if row.key == "ssam_f":
         options["fisher_samples"] = 8
-    peaks, samples = update_peaks(problem.trainer(row, MEMORY_UPDATES, **options))
-    _say(f"memory of {row.text}")
+    trainer = problem.trainer(row, updates or MEMORY_UPDATES, **options)
+    peaks, samples = update_peaks(trainer)
     return {
         "peaks": peaks,
         "forwards": samples.forwards,
@@ -262,7 +204,7 @@ def main(argv: Sequence[str] | None = None) -> Path:
     transformers.utils.logging.disable_progress_bar()
     disable_progress_bars()
     with tempfile.TemporaryDirectory() as folder:
-        result = measure(prepare(settings, folder), rows)
+        result = measure(settings, prepare(settings, folder), rows)
     path = settings.output_dir / _file_name(result, settings)
     machine.write(path, result)
     print(cost_table(result))

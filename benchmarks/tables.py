@@ -8,12 +8,13 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks import machine
+from benchmarks import machine, pages
 from benchmarks.costs import Cost, costs
 from benchmarks.glue import metric_of
+from benchmarks.markdown import MB, markdown, where
+from benchmarks.radius import NONE, lines, spread
 
 Result = dict[str, Any]
-MB = 2**20
 
 INTRODUCTION = """\
 # Benchmarks
@@ -24,10 +25,13 @@ and its pictures are written by `python -m benchmarks.tables`; do not edit them.
 
 | command | does |
 |---|---|
-| `make bench` | lists results, and measures a tiny model (a minute or two) |
+| `make bench` | measures time and memory on this machine, into `outputs/bench`; resumable |
+| `python -m benchmarks --only sam --list` | which parts of that there are |
 | `python -m benchmarks.methods ...` | the same for a model and a task of yours, on CPU or GPU |
+| `python -m benchmarks.glue_memory ...` | peak memory of methods on GLUE tasks |
 | `python -m benchmarks.glue run PLAN` | the accuracy runs of a plan (`plans/`), resumable |
 | `python -m benchmarks.glue collect DIR ...` | takes over finished runs of `run_glue.py` |
+| `python -m benchmarks.radius run PLAN` | a study of the radius, resumable |
 | `python -m benchmarks.tables` | this page |
 """
 
@@ -58,6 +62,22 @@ Renewals of a mask (the first update of `ssam_f` and `ssam_d`) are left out of a
 that of the first batches, without dropout, before and after the run.
 
 ![seconds per update relative to none]({picture})
+"""
+
+RADIUS = """\
+## Which radius? {task}
+
+{about}. Seeds {seeds}; {hardware}; the score after the last update in percent, mean and standard
+deviation over the seeds; the gain over `none` is taken seed by seed. *Length* is the mean length of
+the perturbations. Every command is in `{file}`.
+
+```bash
+{command}
+```
+
+{table}
+
+![score over the radius]({picture})
 """
 
 SCORES = """\
@@ -131,12 +151,6 @@ def _memory(cost: Cost, unit: float, form: str) -> str:
     return text
 
 
-def markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Return a Markdown table."""
-    lines = [head, ["---"] + ["---:"] * (len(head) - 1), *rows]
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
-
-
 def cost_section(result: Result, picture: str) -> str:
     """Return what the page says about one result of `benchmarks.methods`."""
     settings = result["settings"]
@@ -153,22 +167,38 @@ def cost_section(result: Result, picture: str) -> str:
         seconds=seconds[len(seconds) // 2],
         low=seconds[len(seconds) // 4],
         high=seconds[3 * len(seconds) // 4],
-        hardware=_where(result["hardware"], result["versions"]),
+        hardware=where(result["hardware"], result["versions"]),
         command=result["command"],
         table=cost_table(result),
         picture=picture,
     )
 
 
-def _where(hardware: dict[str, Any], versions: dict[str, str]) -> str:
-    words = [hardware["gpu"]] if "gpu" in hardware else []
-    words.append(
-        f"{hardware['cpu']}, {hardware['cores']} cores, {hardware['threads']} thread"
-        f"{'s' if hardware['threads'] > 1 else ''} of torch, load {hardware['load']:g} at the start"
+def radius_section(name: str, result: Result) -> str:
+    """Return what the page says about one result of `benchmarks.radius`."""
+    seeds = sorted({run["seed"] for run in result["runs"]})
+    metric = metric_of(result["task"]).replace("_", " ")
+    rows = [
+        [
+            line.name,
+            str(len(line.scores)),
+            spread(line.scores),
+            "" if line.name == NONE else spread(line.gains),
+            "" if line.norm is None else f"{line.norm:.3f}",
+        ]
+        for line in lines(result)
+    ]
+    hardware = result["hardware"]
+    return RADIUS.format(
+        task=result["task"].upper(),
+        about=result["about"],
+        seeds=", ".join(map(str, seeds)),
+        hardware=hardware.get("gpu", f"{hardware['cpu']}, {hardware['cores']} cores"),
+        file=f"results/{name}.json",
+        command=result["command"],
+        table=markdown(["setting", "seeds", metric, "gain over `none`", "length"], rows),
+        picture=f"results/{name}.png",
     )
-    if "load_at_end" in hardware:
-        words[-1] += f" and {hardware['load_at_end']:g} at the end"
-    return "; ".join([*words, ", ".join(f"{k} {v}" for k, v in versions.items())]) + "."
 
 
 def score_sections(results: Sequence[Result]) -> list[str]:
@@ -229,16 +259,26 @@ def _scores(scores: dict[str, float], task: str) -> str:
     return ", ".join(f"{short.get(n, n)} {100 * scores[f'eval_{n}']:.1f}" for n in names)
 
 
-def readme(results: dict[str, Result]) -> str:
+def readme(
+    results: dict[str, Result],
+    cells: dict[str, Result] | None = None,
+    memory: dict[str, Result] | None = None,
+) -> str:
     """Return the page.
 
     Args:
         results: file name without suffix -> result.
+        cells: the same of `python -m benchmarks`.
+        memory: the same of `python -m benchmarks.glue_memory`.
     """
     parts = [INTRODUCTION]
     for name, result in results.items():
         if result["kind"] == "methods":
             parts.append(cost_section(result, f"results/{name}.png"))
+            if has_memory(result):
+                parts.append(f"![peak memory beyond none in P](results/{name}-memory.png)\n")
+    parts += [radius_section(n, r) for n, r in results.items() if r["kind"] == "radius"]
+    parts += pages.sections(cells or {}, memory or {})
     glue = [result for result in results.values() if result["kind"] == "glue"]
     parts += score_sections(glue)
     parts += [
@@ -246,6 +286,11 @@ def readme(results: dict[str, Result]) -> str:
         for task in tasks_with_curves(glue)
     ]
     return "\n".join(parts)
+
+
+def has_memory(result: Result) -> bool:
+    """Whether a result of `benchmarks.methods` was made with `--memory`."""
+    return all(row.get("memory") for row in result["rows"])
 
 
 def tasks_with_curves(results: Iterable[Result]) -> list[str]:
@@ -269,12 +314,18 @@ def main(argv: Sequence[str] | None = None) -> None:
     for name, result in results.items():
         if result["kind"] == "methods":
             figures.draw_costs(result, folder / f"{name}.png")
+            if has_memory(result):
+                figures.draw_memory(result, folder / f"{name}-memory.png")
+        elif result["kind"] == "radius":
+            figures.draw_radius(result, folder / f"{name}.png")
     glue = [result for result in results.values() if result["kind"] == "glue"]
     for task in tasks_with_curves(glue):
         figures.draw_scores([r for r in glue if r["task"] == task], folder / f"glue-{task}.png")
+    cells, memory = read_results(folder / "cells"), read_results(folder / "memory")
+    figures.draw_cells(cells, folder)
     page = folder.parent / "README.md"
-    page.write_text(readme(results), encoding="utf-8")
-    print(f"wrote {page.name} from {len(results)} results")
+    page.write_text(readme(results, cells, memory), encoding="utf-8")
+    print(f"wrote {page.name} from {len(results) + len(cells) + len(memory)} results")
 
 
 if __name__ == "__main__":

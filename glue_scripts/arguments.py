@@ -1,24 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """The arguments of run_glue.py, from the command line and from one YAML or JSON file."""
 
-import difflib
-import json
-from argparse import Action, ArgumentError
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, NoReturn
-
-from transformers.hf_argparser import HfArgumentParser, string_to_bool
 
 from hf_sam import SAMTrainingArguments
+from shared_scripts.arguments import HubArguments, InputError, check_positive, nearest, parse
 
 MAX_SAMPLES = ("max_train_samples", "max_eval_samples", "max_predict_samples")
-ARGUMENT_FILES = (".yaml", ".yml", ".json")
-
-
-class InputError(ValueError):
-    """What the user gave cannot be used; the message says what, why and the remedy."""
 
 
 @dataclass(frozen=True)
@@ -64,14 +53,8 @@ TASKS: dict[str, Task] = {
 }
 
 
-def nearest(word: str, choices: Iterable[str]) -> str:
-    """Return "; did you mean 'x'?" for the choice nearest to `word`, or nothing."""
-    found = difflib.get_close_matches(word, list(choices), n=1, cutoff=0.5)
-    return f"; did you mean {found[0]!r}?" if found else ""
-
-
 @dataclass
-class ModelArguments:
+class ModelArguments(HubArguments):
     """Which model, configuration and tokenizer to start from, and whether to train adapters."""
 
     model_name_or_path: str = field(
@@ -83,24 +66,8 @@ class ModelArguments:
     tokenizer_name: str | None = field(
         default=None, metadata={"help": "Tokenizer, if it is not the model's own."}
     )
-    cache_dir: str | None = field(
-        default=None, metadata={"help": "Where to keep what is downloaded or prepared."}
-    )
     use_fast_tokenizer: bool = field(
         default=True, metadata={"help": "Use a tokenizer backed by the tokenizers library."}
-    )
-    model_revision: str = field(
-        default="main", metadata={"help": "Branch, tag or commit of the model on the Hub."}
-    )
-    token: str | None = field(
-        default=None, metadata={"help": "Hub token; default: the one that `hf auth login` stored."}
-    )
-    trust_remote_code: bool = field(
-        default=False, metadata={"help": "Run model code from the Hub. Read that code first."}
-    )
-    ignore_mismatched_sizes: bool = field(
-        default=False,
-        metadata={"help": "Replace weights whose shape does not fit (another number of labels)."},
     )
     use_peft: bool = field(
         default=False, metadata={"help": "Train LoRA adapters and the head instead of all weights."}
@@ -181,8 +148,7 @@ class DataTrainingArguments:
                     f"Tasks: {', '.join(TASKS)}"
                 )
         self._check_source()
-        for name in ("max_seq_length", *MAX_SAMPLES):
-            self._check_positive(name)
+        check_positive(self, "max_seq_length", *MAX_SAMPLES)
 
     def _check_source(self) -> None:
         files = (self.train_file, self.validation_file, self.test_file)
@@ -201,19 +167,6 @@ class DataTrainingArguments:
                 "--train_file and --validation_file"
             )
 
-    def _check_positive(self, name: str) -> None:
-        value = getattr(self, name)
-        if value is not None and value < 1:
-            raise InputError(f"--{name} {value}: must be at least 1")
-
-
-class GlueArgumentParser(HfArgumentParser):
-    """HfArgumentParser whose errors are one line each, without pages of usage."""
-
-    def error(self, message: str) -> NoReturn:
-        """Raise an InputError."""
-        raise InputError(f"{message} (--help lists all arguments)")
-
 
 Arguments = tuple[ModelArguments, DataTrainingArguments, SAMTrainingArguments]
 
@@ -224,101 +177,10 @@ def parse_arguments(argv: Sequence[str]) -> Arguments:
     Raises:
         InputError: an unknown name, a value of the wrong kind, or a combination that is refused.
     """
-    parser = GlueArgumentParser(
+    model_args, data_args, args = parse(
         (ModelArguments, DataTrainingArguments, SAMTrainingArguments),
+        argv,
         prog="run_glue.py",
-        usage="%(prog)s [ARGUMENTS.yaml | ARGUMENTS.json] [--flag value ...]",
         description="Fine-tune a text classifier on a GLUE task, with or without SAM.",
-        allow_abbrev=False,
     )
-    for action in parser._actions:
-        if action.dest == "include_num_input_tokens_seen":  # a bool or a word, for transformers
-            action.type = _word_or_bool
-    flags = list(argv)
-    if flags and not flags[0].startswith("-"):
-        flags = _apply_file(parser, Path(flags[0])) + flags[1:]
-    _, unknown = parser.parse_known_args(flags)
-    if unknown:
-        parser.error(_unknown(unknown[0], parser))
-    try:
-        parsed: Any = parser.parse_args_into_dataclasses(flags, look_for_args_file=False)
-        model_args, data_args, args = parsed
-        return model_args, data_args, args
-    except InputError:
-        raise
-    except ValueError as error:
-        raise InputError(str(error)) from error
-
-
-def _word_or_bool(text: str) -> str | bool:
-    return text if text in ("all", "non_padding") else string_to_bool(text)
-
-
-def _unknown(word: str, parser: GlueArgumentParser) -> str:
-    options = [option for option in parser._option_string_actions if option.startswith("--")]
-    return f"unknown argument {word!r}{nearest(word.split('=')[0], options)}"
-
-
-def _apply_file(parser: GlueArgumentParser, path: Path) -> list[str]:
-    """Turn a file of arguments into flags; what no flag can say becomes a default."""
-    actions = {action.dest: action for action in parser._actions}
-    flags = []
-    for key, value in _read_file(path).items():
-        name = str(key).replace("-", "_")
-        if name not in actions:
-            raise InputError(f"{path}: unknown argument {key!r}{nearest(name, actions)}")
-        action = actions[name]
-        if isinstance(value, list) and action.nargs == "+":
-            parser.set_defaults(**{name: _items(parser, action, value, path)})
-        elif value is None or isinstance(value, dict | list):
-            parser.set_defaults(**{name: value})
-        else:
-            flags.append(f"--{name}={_as_text(value, action)}")
-    return flags
-
-
-def _items(parser: GlueArgumentParser, action: Action, values: list[Any], path: Path) -> list[Any]:
-    try:
-        return [parser._get_value(action, str(value)) for value in values]
-    except ArgumentError as error:
-        raise InputError(f"{path}: {error}") from error
-
-
-def _as_text(value: Any, action: Action) -> str:
-    if isinstance(value, bool) and action.type is not string_to_bool:
-        return "yes" if value else "no"  # YAML reads `eval_strategy: no` as false
-    return str(value)
-
-
-def _read_file(path: Path) -> dict[str, Any]:
-    if path.suffix.lower() not in ARGUMENT_FILES:
-        raise InputError(
-            f"{path}: the first argument may be a file of arguments ({', '.join(ARGUMENT_FILES)}); "
-            "everything else starts with --"
-        )
-    if not path.is_file():
-        raise InputError(f"{path}: there is no such file of arguments")
-    text = path.read_text(encoding="utf-8")
-    if path.suffix.lower() == ".json":
-        values = _json(text, path)
-    else:
-        values = _yaml(text, path)
-    if not isinstance(values, dict):
-        raise InputError(f"{path}: must hold one mapping of argument names to values")
-    return values
-
-
-def _json(text: str, path: Path) -> Any:
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        raise InputError(f"{path}: not valid JSON: {error}") from error
-
-
-def _yaml(text: str, path: Path) -> Any:
-    import yaml
-
-    try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise InputError(f"{path}: not valid YAML: {error}") from error
+    return model_args, data_args, args

@@ -5,54 +5,26 @@ r"""`make demo`: a small BERT with and without SAM, where a share of the trainin
 python -m glue_scripts.demo                                    # what `make demo` runs
 python -m glue_scripts.demo --methods none sam asam --sam_rho 0.1 --seeds 1 --epochs 8
 
-Paraphrase detection on embedded sentences, so neither data nor a model is downloaded. For each seed
-the data, the wrong labels, the initial weights and the order of the batches are drawn anew, and all
-methods get the same. Writes a picture and everything that was measured to `--output_dir`.
-
-* Validation accuracy: after the last update, on right labels. The best epoch of each run, which
-  only right labels can tell, is in the results too.
-* Training loss and sharpness: in eval mode on 512 fixed training examples with the labels that were
-  trained on; sharpness = loss(w + 0.05 g/|g|) - loss(w).
-* Wrong labels learned: share of the wrong labels among those 512 that the model reproduces.
-* Seconds per update: the mean, data loading included, evaluation left out.
-* Seconds are of one CPU thread, so that the numbers do not depend on how many cores there are.
-* Peak memory: the most tensor memory alive at once while a new model is built and makes three
-  updates of full batches: weights, gradients, AdamW's state, activations (torch's profiler on the
-  CPU, its allocator on a GPU). Unlike the process's size it does not depend on what ran before.
+Paraphrase detection on embedded sentences, so neither data nor a model is downloaded. What is
+measured: see shared_scripts/demo.py.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
-import os
-import platform
-import shlex
-import statistics
 import sys
-import tempfile
-import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
-from importlib.metadata import version
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 if __package__ in (None, ""):  # run as a file: import from the repository, not from this folder
     sys.path[0] = str(Path(__file__).resolve().parents[1])
-# Before torch is loaded: its profiler reports every start and every tensor older than the start.
-os.environ.setdefault("KINETO_LOG_LEVEL", "99")
-os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+
+from shared_scripts import demo  # isort: skip (before torch is loaded)
 
 import numpy as np
-import psutil
 import torch
-from rich import box
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
-from torch.profiler import ProfilerActivity, profile
-from transformers import DataCollatorWithPadding, PrinterCallback, TrainerCallback
+from transformers import DataCollatorWithPadding
 
 from glue_scripts.embedded import (
     NUM_LABELS,
@@ -63,40 +35,15 @@ from glue_scripts.embedded import (
     tiny_bert,
     train_tokenizer,
 )
-from glue_scripts.results import UpdateTimer
-from hf_sam import METHODS, SAMTrainer, SAMTrainingArguments, __version__
-from hf_sam.sharpness import (
-    Panel,
-    Slice,
-    Surface,
-    draw,
-    evaluating,
-    gradient_direction,
-    loss_slice,
-    random_direction,
-    sharpness,
-)
 
 TASK = "mrpc"
-FIXED = 512
-RHO_MEASURED = 0.05
-ALONG_GRADIENT = [t / 20 for t in range(-10, 11)]
-ALONG_RANDOM = [t / 10 for t in range(-10, 11)]
-MB = 2**20
 
 
 @dataclass(frozen=True)
-class Setting:
-    """What is trained.
+class Setting(demo.Setting):
+    """What is trained, with AdamW, its learning rate falling linearly to zero.
 
     Attributes:
-        sam_rho: radius of every method but "none".
-        label_noise: share of training labels that are wrong.
-        examples: in the training split.
-        validation: examples in the validation split.
-        epochs: passes over the training split.
-        batch: examples in an update.
-        learning_rate: AdamW's, falling linearly to zero.
         layers: of the BERT.
         width: of its hidden states.
         init_std: of the initial weights. BERT's 0.02 is for a width of 768.
@@ -113,14 +60,11 @@ class Setting:
     width: int = 64
     init_std: float = 0.1
 
-    @property
-    def updates(self) -> int:
-        """Updates of one run."""
-        return self.epochs * -(-self.examples // self.batch)
 
+class Problem(demo.Problem):
+    """The data of one seed and its tokenizer."""
 
-class Problem:
-    """The data of one seed, its tokenizer, and trainers for them."""
+    setting: Setting
 
     def __init__(self, setting: Setting, seed: int) -> None:
         sizes = {"train": setting.examples, "validation": setting.validation, "test": 0}
@@ -133,7 +77,7 @@ class Problem:
         self.train = self._features(splits["train"])
         self.validation = self._features(splits["validation"])
         wrong = [given != true for given, true in zip(splits["train"]["label"], right, strict=True)]
-        self.fixed_wrong = np.array(wrong[:FIXED])
+        self.fixed_wrong = np.array(wrong[: demo.FIXED])
 
     def _features(self, columns: Columns) -> list[dict[str, Any]]:
         texts = [columns[name] for name in SENTENCE_COLUMNS[TASK]]
@@ -145,363 +89,56 @@ class Problem:
 
     def fixed_batches(self, device: torch.device) -> list[dict[str, torch.Tensor]]:
         """Return the first 512 training examples, with the labels that are trained on."""
-        fixed = self.train[:FIXED]
+        fixed = self.train[: demo.FIXED]
         parts = [fixed[start : start + 128] for start in range(0, len(fixed), 128)]
         return [
             {key: value.to(device) for key, value in self.collate(part).items()} for part in parts
         ]
 
-    def trainer(self, method: str, folder: str, **overrides: Any) -> SAMTrainer:
-        """Return a trainer with a new model; without `method="none"` nothing else differs."""
+    def options(self) -> dict[str, Any]:
+        """Return training arguments beside those that all demos have."""
+        return {"per_device_eval_batch_size": 128}
+
+    def parts(self) -> dict[str, Any]:
+        """Return what `SAMTrainer` takes beside its arguments, with a new model."""
         setting = self.setting
-        options: dict[str, Any] = {
-            "sam": method,
-            "sam_rho": None if method == "none" else setting.sam_rho,
-            "num_train_epochs": setting.epochs,
-            "per_device_train_batch_size": setting.batch,
-            "per_device_eval_batch_size": 128,
-            "learning_rate": setting.learning_rate,
-            "logging_strategy": "epoch",
-            "eval_strategy": "epoch",
-            "save_strategy": "no",
-            "report_to": "none",
-            "disable_tqdm": True,
-            "dataloader_pin_memory": torch.accelerator.is_available(),
-            "seed": self.seed,
-        }
-        trainer = SAMTrainer(
-            model=tiny_bert(
-                self.tokenizer,
-                NUM_LABELS[TASK],
-                seed=self.seed,
-                layers=setting.layers,
-                width=setting.width,
-                init_std=setting.init_std,
-            ),
-            args=SAMTrainingArguments(folder, **(options | overrides)),
-            train_dataset=self.train,
-            eval_dataset=self.validation,
-            data_collator=self.collate,
-            compute_metrics=lambda p: {"accuracy": _accuracy(p.predictions, p.label_ids)},
+        model = tiny_bert(
+            self.tokenizer,
+            NUM_LABELS[TASK],
+            seed=self.seed,
+            layers=setting.layers,
+            width=setting.width,
+            init_std=setting.init_std,
         )
-        trainer.remove_callback(PrinterCallback)
-        return trainer
-
-
-def _accuracy(logits: np.ndarray, labels: np.ndarray) -> float:
-    """Share of right answers in percent."""
-    return 100.0 * float((logits.argmax(-1) == labels).mean())
-
-
-@dataclass
-class Run:
-    """What one training measured; accuracies and shares in percent, losses per epoch."""
-
-    method: str
-    seed: int
-    validation_accuracy: float
-    best_epoch_accuracy: float
-    training_loss: float
-    sharpness: float
-    wrong_labels_learned: float
-    seconds_per_update: float
-    losses: list[float]
-    accuracies: list[float]
-    slices: dict[str, Slice] = field(repr=False)
-
-
-class _Advance(TrainerCallback):
-    """Tells after each update that it is done."""
-
-    def __init__(self, advance: Callable[[], None]) -> None:
-        self.advance = advance
-
-    def on_step_end(self, *args: Any, **kwargs: Any) -> None:
-        self.advance()
-
-
-def train(problem: Problem, method: str, advance: Callable[[], None]) -> Run:
-    """Train one model and measure it."""
-    timer = UpdateTimer()
-    with tempfile.TemporaryDirectory() as folder:
-        trainer = problem.trainer(method, folder)
-        for callback in (timer, _Advance(advance)):
-            trainer.add_callback(callback)
-        trainer.train()
-    history = trainer.state.log_history
-    accuracies = [entry["eval_accuracy"] for entry in history if "eval_accuracy" in entry]
-    batches = problem.fixed_batches(trainer.args.device)
-    measured = sharpness(trainer.model, batches, rho=RHO_MEASURED)
-    return Run(
-        method=method,
-        seed=problem.seed,
-        validation_accuracy=accuracies[-1],
-        best_epoch_accuracy=max(accuracies),
-        training_loss=measured.loss,
-        sharpness=measured.sharpness,
-        wrong_labels_learned=_wrong_learned(trainer.model, batches, problem.fixed_wrong),
-        seconds_per_update=timer.metrics()["seconds_per_update"],
-        losses=[entry["loss"] for entry in history if "loss" in entry],
-        accuracies=accuracies,
-        slices=_slices(trainer.model, batches),
-    )
-
-
-def _wrong_learned(model: torch.nn.Module, batches: Sequence[Any], wrong: np.ndarray) -> float:
-    with evaluating(model), torch.no_grad():
-        said = torch.cat([model(**batch).logits for batch in batches]).cpu().numpy()
-    labels = torch.cat([batch["labels"] for batch in batches]).cpu().numpy()
-    return _accuracy(said[wrong], labels[wrong]) if wrong.any() else 0.0
-
-
-def _slices(model: torch.nn.Module, batches: Sequence[Any]) -> dict[str, Slice]:
-    surface = Surface(model, batches)
-    return {
-        "gradient": loss_slice(surface, gradient_direction(surface), ALONG_GRADIENT),
-        "random": loss_slice(surface, random_direction(surface), ALONG_RANDOM),
-    }
-
-
-def peak_memory(problem: Problem, method: str) -> float:
-    """Return in MB (2**20 bytes) the most tensor memory alive at once during three updates."""
-    with tempfile.TemporaryDirectory() as folder:
-
-        def updates() -> None:
-            quiet = {"max_steps": 3, "eval_strategy": "no", "logging_strategy": "no"}
-            problem.trainer(method, folder, **quiet).train()
-
-        if torch.cuda.is_available():
-            torch.cuda.reset_peak_memory_stats()
-            before = torch.cuda.memory_allocated()
-            updates()
-            return (torch.cuda.max_memory_allocated() - before) / MB
-        return _traced_peak(updates, Path(folder) / "trace.json") / MB
-
-
-def _traced_peak(work: Callable[[], None], trace: Path) -> int:
-    """Return the largest sum in bytes of what `work` allocated on the CPU and had not freed."""
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        work()
-    profiler.export_chrome_trace(str(trace))
-    events = json.loads(trace.read_text(encoding="utf-8"))["traceEvents"]
-    changes = sorted((e["ts"], e["args"]["Bytes"]) for e in events if e.get("name") == "[memory]")
-    return int(max(np.cumsum([size for _, size in changes]), default=0))
-
-
-def run_all(
-    methods: Sequence[str], seeds: Sequence[int], setting: Setting, console: Console
-) -> dict[str, Any]:
-    """Train every method with every seed under a progress bar; return what is written as JSON."""
-    started = time.perf_counter()
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    runs: list[Run] = []
-    memory: dict[str, float] = {}
-    with Progress(*columns, TimeRemainingColumn(), console=console, transient=True) as progress:
-        total = setting.updates * len(methods) * len(seeds)
-        bar = progress.add_task("training", total=total)
-        for seed in seeds:
-            problem = Problem(setting, seed)
-            for method in methods:
-                progress.update(bar, description=f"seed {seed}, {method}")
-                run = train(problem, method, lambda: progress.advance(bar))
-                runs.append(run)
-                console.print(
-                    f"seed {seed}  {method:<12} validation accuracy "
-                    f"{run.validation_accuracy:5.1f} %   sharpness {run.sharpness:.3f}"
-                )
-                if method not in memory:
-                    memory[method] = peak_memory(problem, method)
-    return {
-        "setting": asdict(setting),
-        "task": TASK,
-        "methods": list(methods),
-        "seeds": list(seeds),
-        "runs": [asdict(run) for run in runs],
-        "peak_memory_mb": memory,
-        "summary": {method: _summary(method, runs) for method in methods},
-        "wall_seconds": time.perf_counter() - started,
-    }
-
-
-SUMMARISED = (
-    "validation_accuracy",
-    "best_epoch_accuracy",
-    "training_loss",
-    "sharpness",
-    "wrong_labels_learned",
-    "seconds_per_update",
-)
-
-
-def _summary(method: str, runs: Sequence[Run]) -> dict[str, dict[str, float]]:
-    """Mean and standard deviation over the seeds of every number."""
-    found = {}
-    for name in SUMMARISED:
-        values = [getattr(run, name) for run in runs if run.method == method]
-        spread = statistics.stdev(values) if len(values) > 1 else 0.0
-        found[name] = {"mean": statistics.fmean(values), "sd": spread}
-    return found
-
-
-def table(results: dict[str, Any]) -> Table:
-    """Return the table that the demo ends with."""
-    seeds = len(results["seeds"])
-    spread = f"mean ± standard deviation over {seeds} seeds" if seeds > 1 else "one seed"
-    shown = Table(box=box.SIMPLE_HEAD, pad_edge=False, caption=spread, caption_justify="left")
-    shown.add_column("method")
-    for heading in (
-        "validation\naccuracy %",
-        "training\nloss",
-        "sharpness",
-        "wrong labels\nlearned %",
-        "seconds\nper update",
-        "peak\nmemory MB",
-    ):
-        shown.add_column(heading, justify="right")
-    for method, summary in results["summary"].items():
-        shown.add_row(
-            method,
-            _cell(summary["validation_accuracy"], 1, seeds),
-            _cell(summary["training_loss"], 2, seeds),
-            _cell(summary["sharpness"], 3, seeds),
-            _cell(summary["wrong_labels_learned"], 0, seeds),
-            f"{summary['seconds_per_update']['mean']:.4f}",
-            f"{results['peak_memory_mb'][method]:.1f}",
-        )
-    return shown
-
-
-def reading(results: dict[str, Any]) -> str:
-    """Return what the table does not say: seed by seed, and at the best epoch of each run."""
-    accuracy = {(run["method"], run["seed"]): run["validation_accuracy"] for run in results["runs"]}
-    first, *others = results["methods"]
-    sentences = []
-    for method in others:
-        better = sum(accuracy[method, s] > accuracy[first, s] for s in results["seeds"])
-        sentences.append(f"{method} beats {first} with {better} of {len(results['seeds'])} seeds.")
-    best = ", ".join(
-        f"{method} {summary['best_epoch_accuracy']['mean']:.1f} %"
-        for method, summary in results["summary"].items()
-    )
-    sentences.append(f"Best epoch of each run, which takes right labels to find: {best}.")
-    return " ".join(sentences)
-
-
-def _cell(value: dict[str, float], digits: int, seeds: int) -> str:
-    mean = f"{value['mean']:.{digits}f}"
-    return f"{mean} ± {value['sd']:.{digits}f}" if seeds > 1 else mean
-
-
-def picture(results: dict[str, Any], path: Path) -> Path:
-    """Draw training curves and slices of all methods."""
-
-    def lines(values: Callable[[dict[str, Any]], list[float]]) -> dict[str, list[list[float]]]:
         return {
-            method: [values(run) for run in results["runs"] if run["method"] == method]
-            for method in results["methods"]
+            "model": model,
+            "train_dataset": self.train,
+            "eval_dataset": self.validation,
+            "data_collator": self.collate,
         }
 
-    setting = results["setting"]
-    epochs = list(range(1, setting["epochs"] + 1))
-    noise = f"{100 * setting['label_noise']:.0f} % of them wrong"
-    panels = [
-        Panel(
-            f"Training loss (labels as given, {noise})",
-            "epoch",
-            "loss",
-            epochs,
-            lines(lambda run: run["losses"]),
-        ),
-        Panel(
-            "Validation accuracy (right labels)",
-            "epoch",
-            "accuracy in %",
-            epochs,
-            lines(lambda run: run["accuracies"]),
-        ),
-        Panel(
-            "Loss around the solution, along its gradient",
-            "distance t along g/|g|",
-            "training loss at w + t g/|g|",
-            ALONG_GRADIENT,
-            lines(lambda run: run["slices"]["gradient"]["losses"]),
-            mark=0.0,
-        ),
-        Panel(
-            "Loss around the solution, along a random direction",
-            "distance t, relative to the weights (filter-normalised)",
-            "training loss at w + t d",
-            ALONG_RANDOM,
-            lines(lambda run: run["slices"]["random"]["losses"]),
-            mark=0.0,
-        ),
-    ]
-    seeds = len(results["seeds"])
-    over = f"mean and range over {seeds} seeds" if seeds > 1 else "one seed"
-    return draw(panels, path, f"A small BERT detects paraphrases: {over}")
 
-
-def _origin(argv: Sequence[str]) -> dict[str, Any]:
-    """Command, versions and hardware."""
-    packages = ("torch", "transformers", "accelerate", "tokenizers")
-    accelerator = torch.cuda.get_device_name() if torch.cuda.is_available() else None
-    return {
-        "command": shlex.join(["python", "-m", "glue_scripts.demo", *argv]),
-        "versions": {"python": platform.python_version(), "hf_sam": __version__}
-        | {name: version(name) for name in packages},
-        "hardware": {
-            "machine": platform.machine(),
-            "system": platform.platform(),
-            "cores": os.cpu_count(),
-            "torch_threads": torch.get_num_threads(),
-            "memory_gb": round(psutil.virtual_memory().total / 2**30, 1),
-            "accelerator": accelerator,
-        },
-    }
-
-
-def _arguments(argv: Sequence[str]) -> argparse.Namespace:
-    default = Setting()
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+def _heading(setting: Setting) -> str:
+    return (
+        f"Paraphrase detection: {setting.examples} training pairs, {setting.label_noise:.0%} of "
+        f"their labels wrong; a BERT of {setting.layers} layer and width {setting.width}"
     )
-    add = parser.add_argument
-    add("--methods", nargs="+", choices=list(METHODS), default=["none", "sam"], metavar="METHOD")
-    add("--seeds", nargs="+", type=int, default=[1, 2, 3, 4, 5])
-    add("--sam_rho", type=float, default=default.sam_rho, help="radius of every method but none")
-    add("--label_noise", type=float, default=default.label_noise, help="share of wrong labels")
-    add("--epochs", type=int, default=default.epochs)
-    add("--output_dir", type=Path, default=Path("demo_output"))
-    given = parser.parse_args(argv)
-    if given.epochs < 1:
-        parser.error(f"--epochs {given.epochs}: at least one epoch is needed")
-    return given
+
+
+DEMO = demo.Demo(
+    module="glue_scripts.demo",
+    about=str(__doc__),
+    setting=Setting(),
+    problem=Problem,
+    heading=_heading,
+    title="A small BERT detects paraphrases",
+    folder="demo_output",
+)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the demo."""
-    argv = sys.argv[1:] if argv is None else argv
-    given = _arguments(argv)
-    torch.set_num_threads(1)
-    setting = Setting(sam_rho=given.sam_rho, label_noise=given.label_noise, epochs=given.epochs)
-    console = Console(highlight=False)
-    console.print(
-        f"Paraphrase detection: {setting.examples} training pairs, {setting.label_noise:.0%} of "
-        f"their labels wrong; a BERT of {setting.layers} layer and width {setting.width}; "
-        f"{setting.updates} updates of {setting.batch} pairs per run; rho {setting.sam_rho}.\n"
-    )
-    results = _origin(argv) | run_all(given.methods, given.seeds, setting, console)
-    console.print(table(results))
-    console.print(
-        f"{reading(results)}\n"
-        f"Training loss and sharpness = loss(w + {RHO_MEASURED} g/|g|) - loss(w): in eval mode on "
-        f"{FIXED} training examples with the labels as given.\n"
-    )
-    given.output_dir.mkdir(parents=True, exist_ok=True)
-    path = given.output_dir / "results.json"
-    path.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
-    drawn = picture(results, given.output_dir / "demo.png")
-    console.print(f"{results['wall_seconds']:.0f} seconds. Picture: {drawn}  Numbers: {path}")
+    demo.run(DEMO, argv)
 
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ def load_config_and_tokenizer(
     Raises:
         InputError: the tokenizer cannot pad.
     """
-    options = _download_options(args)
+    options = args.download_options
     config = AutoConfig.from_pretrained(args.config_name or args.model_name_or_path, **options)
     name = args.tokenizer_name or args.model_name_or_path
     tokenizer = AutoTokenizer.from_pretrained(name, use_fast=args.use_fast_tokenizer, **options)
@@ -41,15 +41,6 @@ def load_config_and_tokenizer(
             "tokenizer.save_pretrained(DIR)) and give --tokenizer_name DIR"
         )
     return config, tokenizer
-
-
-def _download_options(args: ModelArguments) -> dict[str, Any]:
-    return {
-        "cache_dir": args.cache_dir,
-        "revision": args.model_revision,
-        "token": args.token,
-        "trust_remote_code": args.trust_remote_code,
-    }
 
 
 def label_order(config: PretrainedConfig, task: Task) -> list[int]:
@@ -96,7 +87,7 @@ def load_model(
         args.model_name_or_path,
         config=config,
         ignore_mismatched_sizes=args.ignore_mismatched_sizes,
-        **_download_options(args),
+        **args.download_options,
     )
     return _add_adapters(model, args) if args.use_peft else model
 

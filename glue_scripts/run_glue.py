@@ -10,7 +10,6 @@ Heavy imports wait until they are needed, so that `--help` and errors come quick
 
 from __future__ import annotations
 
-import logging
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,31 +23,23 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
     from glue_scripts.arguments import DataTrainingArguments, ModelArguments, Task
-    from glue_scripts.results import UpdateTimer
     from hf_sam import SAMTrainer, SAMTrainingArguments
+    from shared_scripts.results import UpdateTimer
+
+from shared_scripts import running
 
 
 @dataclass
-class Run:
+class Run(running.Run):
     """A run that is ready to start.
 
     Attributes:
-        trainer: with model, training data and metrics.
         task: what is learned.
-        validation: name of the evaluation ("mrpc", "mnli", "mnli-mm") -> tokens.
-        test: the same for prediction.
-        resume_from: checkpoint folder, or None.
-        timer: of the updates.
-        origin: command, arguments and versions, for the results.
+        test: name of the task -> tokens to predict on.
     """
 
-    trainer: SAMTrainer
     task: Task
-    validation: dict[str, Dataset]
     test: dict[str, Dataset]
-    resume_from: str | None
-    timer: UpdateTimer
-    origin: dict[str, Any]
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
@@ -64,57 +55,18 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
 
     words = sys.argv[1:] if argv is None else argv
     model_args, data_args, args = parse_arguments(words)
-    resume_from = _checkpoint(args)
-    _set_up_logging(args)
+    resume_from = running.checkpoint(args)
+    running.set_up_logging(args, "glue_scripts")
     run = prepare(model_args, data_args, args, resume_from, words)
     metrics: dict[str, Any] = {}
     if args.do_train:
-        metrics |= train(run)
+        metrics |= running.train(run)
     if args.do_eval:
-        metrics |= evaluate(run)
+        metrics |= running.evaluate(run)
     if args.do_predict:
         metrics |= predict(run)
-    _describe(run.trainer, model_args, data_args)
+    _describe(run, model_args, data_args)
     return metrics
-
-
-def _checkpoint(args: SAMTrainingArguments) -> str | None:
-    """Return the checkpoint to resume from; refuse to train over one that is not resumed."""
-    from transformers.trainer_utils import get_last_checkpoint
-
-    from glue_scripts.arguments import InputError
-
-    found = get_last_checkpoint(args.output_dir) if Path(args.output_dir).is_dir() else None
-    wanted = str(args.resume_from_checkpoint or "no")
-    if wanted.lower() in ("no", "false"):
-        if args.do_train and found is not None:
-            raise InputError(
-                f"--output_dir {args.output_dir} holds a checkpoint ({Path(found).name}): go on "
-                f"from it with --resume_from_checkpoint {found}, or give another --output_dir"
-            )
-        return None
-    path = found if wanted.lower() in ("yes", "true") else wanted
-    if path is None or not Path(path).is_dir():
-        raise InputError(
-            f"--resume_from_checkpoint {wanted}: there is no such checkpoint "
-            f"(--output_dir {args.output_dir} holds {found or 'none'})"
-        )
-    return path
-
-
-def _set_up_logging(args: SAMTrainingArguments) -> None:
-    import datasets
-    import transformers
-
-    logging.basicConfig(
-        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
-        datefmt="%H:%M:%S",
-        handlers=[logging.StreamHandler(sys.stdout)],
-    )
-    level = args.get_process_log_level()
-    logging.getLogger("glue_scripts").setLevel(level)
-    datasets.utils.logging.set_verbosity(level)
-    transformers.utils.logging.set_verbosity(level)
 
 
 def prepare(
@@ -129,9 +81,9 @@ def prepare(
 
     from glue_scripts import models
     from glue_scripts.data import load_data, tokenize
-    from glue_scripts.results import origin
+    from shared_scripts.results import origin
 
-    stages = _stages(args)
+    stages = running.wanted_stages(args)
     if model_args.use_peft:
         models.require_peft()
     set_seed(args.seed)
@@ -152,23 +104,13 @@ def prepare(
     trainer, timer = _build_trainer(model, args, data_args, tokenizer, data.task, order, sets)
     return Run(
         trainer,
-        data.task,
         validation=sets.get("validation", {}),
-        test=sets.get("test", {}),
         resume_from=resume_from,
         timer=timer,
-        origin=origin((model_args, data_args, args), argv),
+        origin=origin("glue_scripts/run_glue.py", (model_args, data_args, args), argv),
+        task=data.task,
+        test=sets.get("test", {}),
     )
-
-
-def _stages(args: SAMTrainingArguments) -> list[str]:
-    from glue_scripts.arguments import InputError
-
-    wanted = {"train": args.do_train, "validation": args.do_eval, "test": args.do_predict}
-    stages = [stage for stage, is_wanted in wanted.items() if is_wanted]
-    if not stages:
-        raise InputError("nothing to do: give at least one of --do_train --do_eval --do_predict")
-    return stages
 
 
 def _build_trainer(
@@ -183,8 +125,8 @@ def _build_trainer(
     from transformers import DataCollatorWithPadding, default_data_collator
 
     from glue_scripts.metrics import metric_function
-    from glue_scripts.results import UpdateTimer
     from hf_sam import SAMTrainer
+    from shared_scripts.results import UpdateTimer
 
     timer = UpdateTimer()
     in_half = args.fp16 or args.bf16  # tensor cores want multiples of 8
@@ -202,38 +144,10 @@ def _build_trainer(
     return trainer, timer
 
 
-def train(run: Run) -> dict[str, Any]:
-    """Train, save the model and the results, and return the metrics."""
-    from glue_scripts.results import PeakMemory, save_results
-
-    trainer = run.trainer
-    with PeakMemory(trainer.args.device) as peak:
-        metrics = trainer.train(resume_from_checkpoint=run.resume_from).metrics
-    metrics |= {"train_samples": len(trainer.train_dataset)} | run.timer.metrics()
-    trainer.save_model()
-    trainer.save_state()
-    save_results(trainer, "train", metrics, peak, run.origin)
-    return metrics
-
-
-def evaluate(run: Run) -> dict[str, Any]:
-    """Evaluate on every validation set; MNLI's mismatched metrics end in `_mm`."""
-    from glue_scripts.results import PeakMemory, save_results
-
-    metrics: dict[str, Any] = {}
-    with PeakMemory(run.trainer.args.device) as peak:
-        for name, data in run.validation.items():
-            scores = run.trainer.evaluate(eval_dataset=data) | {"eval_samples": len(data)}
-            suffix = "_mm" if name == "mnli-mm" else ""
-            metrics |= {key + suffix: value for key, value in scores.items() if key != "epoch"}
-    save_results(run.trainer, "eval", metrics, peak, run.origin)
-    return metrics
-
-
 def predict(run: Run) -> dict[str, Any]:
     """Write the predictions for every test set; return metrics where the labels are known."""
     from glue_scripts.metrics import predicted
-    from glue_scripts.results import PeakMemory, save_results, write_predictions
+    from shared_scripts.results import PeakMemory, save_results, write_predictions
 
     trainer = run.trainer
     metrics: dict[str, Any] = {}
@@ -254,13 +168,9 @@ def predict(run: Run) -> dict[str, Any]:
     return metrics
 
 
-def _describe(
-    trainer: SAMTrainer, model_args: ModelArguments, data_args: DataTrainingArguments
-) -> None:
+def _describe(run: Run, model_args: ModelArguments, data_args: DataTrainingArguments) -> None:
     """Write the model card, or push it with the model."""
     card: dict[str, Any] = {"tasks": "text-classification"}
-    if not Path(model_args.model_name_or_path).is_dir():  # a card names models of the Hub only
-        card["finetuned_from"] = model_args.model_name_or_path
     if data_args.task_name is not None:
         card |= {
             "language": "en",
@@ -268,21 +178,8 @@ def _describe(
             "dataset_args": data_args.task_name,
             "dataset": f"GLUE {data_args.task_name.upper()}",
         }
-    if trainer.args.push_to_hub:
-        trainer.push_to_hub(**card)
-    else:
-        trainer.create_model_card(**card)
-
-
-def command_line() -> None:
-    """Run `main`; an InputError is one line, without a traceback."""
-    from glue_scripts.arguments import InputError
-
-    try:
-        main()
-    except InputError as error:
-        sys.exit(f"run_glue.py: error: {error}")
+    running.describe(run, model_args.model_name_or_path, **card)
 
 
 if __name__ == "__main__":
-    command_line()
+    running.command_line(main, "run_glue.py")

@@ -21,6 +21,20 @@ ACCUMULATION = ("window", "micro")
 ASCENT_SYNC = ("auto", "global", "local")
 
 
+def check_order(cls: type, mixin: type, behind: type) -> None:
+    """Refuse a class in which a mixin stands behind what it should stand in front of.
+
+    Raises:
+        TypeError: the order in which to write the bases.
+    """
+    order = cls.__mro__
+    if behind in order and order.index(behind) < order.index(mixin):
+        raise TypeError(
+            f"{cls.__name__}: {mixin.__name__} must come first, or it has no effect: "
+            f"class {cls.__name__}({mixin.__name__}, ...)"
+        )
+
+
 @dataclass
 class SAMArguments:
     """The `sam_*` fields, for any `TrainingArguments` class: `class C(SAMArguments, SFTConfig):
@@ -99,6 +113,7 @@ class SAMArguments:
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """Make every subclass a dataclass, with the fields of all its bases."""
         super().__init_subclass__(**kwargs)
+        check_order(cls, SAMArguments, TrainingArguments)
         dataclass(cls)
 
     def __post_init__(self) -> None:

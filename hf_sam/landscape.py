@@ -239,10 +239,18 @@ class Landscape:
             self._peeked = self.gradient()
         return self._peeked
 
+    @property
+    def some(self) -> list[bool] | None:
+        """Which parameters may be perturbed, None for all: `only` of a gradient that serves for
+        nothing else.
+        """
+        return None if all(self.where) else self.where
+
     def chosen(self, here: Vector) -> Vector:
         """Return the gradient (same storage) on the parameters that may be perturbed."""
-        self.readings.setdefault("ascent_grad_norm", here.norm())
-        return here.keep(self.where)
+        chosen = here.keep(self.where)
+        self.readings.setdefault("ascent_grad_norm", chosen.norm())
+        return chosen
 
     def finish(self, update: Vector) -> Vector:
         """Return the update with `None` where the first pass had no gradient."""

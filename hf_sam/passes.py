@@ -7,7 +7,7 @@ import copy
 import logging
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from transformers import Trainer
 
+from .engine.host import forbid_forward, has_own_step
 from .engine.per_example import per_example_losses
 from .engine.replay import Replay
 from .engine.scaling import honours_num_items
@@ -34,9 +35,11 @@ class Pass:
 
     Attributes:
         losses: filled with the per-example losses (B,) where they are wanted.
+        begin: to be called before the model runs.
     """
 
     losses: list[Tensor] | None = None
+    begin: Callable[[], None] = lambda: None
 
 
 class Passes(Behind):
@@ -67,14 +70,21 @@ class Passes(Behind):
         inputs, num_items = copy.copy(batch.inputs), window.num_items
         try:
             if batch.whole:
-                loss = super().training_step(model, inputs, num_items)
+                loss = self._step(model, inputs, num_items)
             else:
                 with self._scaled(share):
-                    loss = super().training_step(model, inputs, self._items_of(batch, num_items))
+                    loss = self._step(model, inputs, self._items_of(batch, num_items))
                 loss = (loss * share).to(loss)
             return (loss, self._losses_found()) if with_losses else loss
         finally:
             self._pass = None
+
+    def _step(self, model: nn.Module, inputs: Any, num_items: Any) -> Tensor:
+        """Run the class's own `training_step`, in which only `compute_loss` may run the model."""
+        with forbid_forward(self) if has_own_step(self) else nullcontext() as guard:
+            if guard is not None and self._pass is not None:
+                self._pass.begin = guard.remove
+            return super().training_step(model, inputs, num_items)
 
     @contextmanager
     def _scaled(self, share: Any) -> Iterator[None]:
@@ -189,6 +199,7 @@ class Passes(Behind):
     ) -> Any:
         """Compute the loss as the class behind, with the per-example losses that a pass wants."""
         now = self._pass or Pass()
+        now.begin()
         labels = inputs.get("labels") if now.losses is not None else None
         with_outputs = return_outputs or now.losses is not None
         result = super().compute_loss(model, inputs, return_outputs=with_outputs, **kwargs)

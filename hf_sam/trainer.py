@@ -17,10 +17,12 @@ from transformers import Trainer
 from transformers.trainer_utils import has_length
 
 from . import __version__
-from .arguments import build_method, main_method, option
+from .arguments import build_method, check_order, main_method, option
 from .callbacks.memory import MemoryCallback
 from .engine.checkpoint import load_state, save_state
 from .engine.choice import engine_for
+from .engine.host import GIVEN, check_host
+from .engine.records import Records
 from .engine.replay import Replay, norm_buffers
 from .engine.support import check_engine, check_optimizer
 from .engine.window import (
@@ -60,6 +62,11 @@ class SAMMixin(Passes):
             allowed.
     """
 
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Refuse a class in which the mixin comes after the Trainer, and so never has a say."""
+        super().__init_subclass__(**kwargs)
+        check_order(cls, SAMMixin, Trainer)
+
     def __init__(
         self,
         *args: Any,
@@ -80,6 +87,7 @@ class SAMMixin(Passes):
         super().__init__(*args, **kwargs)
         self._method = build_method(self.args, sam)
         check_engine(self)
+        check_host(type(self))
         if not any(p.requires_grad for p in self.model.parameters()):
             raise ValueError(
                 "model has no trainable parameter: unfreeze some (requires_grad_), or add an "
@@ -187,7 +195,8 @@ class SAMMixin(Passes):
     def _new_replay(self) -> Replay:
         devices = {p.device for p in self.model.parameters()}
         buffers = norm_buffers(self.model) if option(self.args, "sam_freeze_norm_stats") else []
-        return Replay(buffers, devices, option(self.args, "sam_replay_rng"))
+        rng, records = option(self.args, "sam_replay_rng"), Records(self, GIVEN)
+        return Replay(buffers, devices, rng, records)
 
     def _local_ascent(self) -> bool:
         sync = option(self.args, "sam_ascent_sync")

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What every test starts from: no network, an empty cache, one thread, the same seed."""
 
+import gc
 import logging
 import os
 import random
@@ -28,6 +29,9 @@ settings.register_profile("hf_sam", deadline=None, derandomize=True)
 settings.load_profile("hf_sam")
 
 
+OURS = ("hf_sam", "glue_scripts", "shared_scripts", "vision_scripts")
+
+
 def _missing(item: pytest.Item) -> str | None:
     """Says what this machine lacks for the test, or None."""
     if item.get_closest_marker("gpu") and not torch.accelerator.is_available():
@@ -50,11 +54,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.skip(reason=reason))
 
 
+def pytest_collection_finish() -> None:
+    """Lets the garbage collector pass over the libraries: every `train()` calls it, twice."""
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture(autouse=True)
 def _loggers_speak() -> None:
     """Undoes what a library's logging configuration (alembic's, under optuna) switched off."""
     for name, logger in logging.root.manager.loggerDict.items():
-        if name.startswith(("hf_sam", "glue_scripts")) and isinstance(logger, logging.Logger):
+        if name.startswith(OURS) and isinstance(logger, logging.Logger):
             logger.disabled = False
 
 

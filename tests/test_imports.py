@@ -128,7 +128,7 @@ def test_only_core_dependencies_load_with_a_module(path: Path) -> None:
 
 
 def test_the_package_imports_no_script() -> None:
-    scripts = {"benchmarks", "glue_scripts", "tests", "vision_scripts"}
+    scripts = {"benchmarks", "glue_scripts", "shared_scripts", "tests", "vision_scripts"}
     found = {n for path in FILES for n in imports(ast.parse(path.read_text()), path)}
     assert not {name for name in found if name.split(".")[0] in scripts}
     assert len(FILES) > 10

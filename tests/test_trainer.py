@@ -6,11 +6,16 @@ trainers.
 from __future__ import annotations
 
 import math
+import warnings
+from collections import Counter
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import (
     Seq2SeqTrainer,
     Seq2SeqTrainingArguments,
@@ -19,7 +24,7 @@ from transformers import (
     TrainingArguments,
 )
 
-from hf_sam import ASAM, SAM, SAMArguments, SAMMixin, SAMTrainer, SAMTrainingArguments
+from hf_sam import ASAM, METHODS, SAM, SAMArguments, SAMMixin, SAMTrainer, SAMTrainingArguments
 from tests.toys import (
     CHECKPOINTING,
     assert_equal,
@@ -135,41 +140,132 @@ def test_log_values_are_means_over_the_perturbed_updates(tmp_path: Path) -> None
     )
 
 
-def test_no_more_host_synchronisation_than_trainer(tmp_path: Path, monkeypatch: Any) -> None:
-    """An update that does not log asks the device for no value that the plain Trainer does not
-    ask for.
-    """
-    counts: dict[str, int] = {}
-    running = ["nobody"]
+class Reads(TorchDispatchMode):
+    """Counts how often a value of a tensor is asked for in Python.
 
-    def counting(name: str) -> Any:
+    Attributes:
+        now: so far.
+    """
+
+    now = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.now += func is torch.ops.aten._local_scalar_dense.default
+        return func(*args, **(kwargs or {}))
+
+    def counting(self, name: str) -> Any:
+        """Return the method of a tensor that reads it whole, and is counted."""
         original = getattr(torch.Tensor, name)
 
-        def count(self: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-            counts[running[0]] = counts.get(running[0], 0) + 1
-            return original(self, *args, **kwargs)
+        def count(tensor: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+            self.now += 1
+            return original(tensor, *args, **kwargs)
 
         return count
 
-    settings = {
-        "max_steps": 6,
-        "logging_steps": 1000,
-        "logging_nan_inf_filter": False,
-        "logging_first_step": False,
-    }
-    trainers = {
-        name: make_trainer(tmp_path, sam=name, optim="sgd", **settings)
-        for name in ("none", "sam", "asam")
-    }
-    for name in ("item", "tolist", "__bool__", "__float__", "__int__", "cpu", "numpy"):
-        monkeypatch.setattr(torch.Tensor, name, counting(name))
-    for name, trainer in trainers.items():
-        running[0] = name
+
+class PerUpdate(TrainerCallback):
+    """Writes down how much a count grows in each update."""
+
+    def __init__(self, count: Callable[[], int]) -> None:
+        self.count = count
+        self.found: list[int] = []
+
+    def on_step_begin(self, *args: Any, **kwargs: Any) -> None:
+        self.before = self.count()
+
+    def on_step_end(self, *args: Any, **kwargs: Any) -> None:
+        self.found.append(self.count() - self.before)
+
+
+QUIET = {
+    "max_steps": 7,  # LookSAM renews in the first and the sixth
+    "logging_steps": 1000,
+    "logging_nan_inf_filter": False,
+}
+ON_HOST = {"ss_sam": 1, "esam": 2}
+"""Values per update that a method draws, and reads, on the host: no device is asked."""
+
+
+def no_renewals(key: str) -> dict[str, Any]:
+    """Return options under which a mask is made in the first update only."""
+    fisher = {"fisher_samples": 2} if key == "ssam_f" else {}
+    return {"sam_options": {"update_interval": 100} | fisher} if key.startswith("ssam") else {}
+
+
+def reads_per_update(key: str, folder: Path) -> list[int]:
+    """Return how many values each update after the first asks for."""
+    reads = Reads()
+    watch = PerUpdate(lambda: reads.now)
+    more = QUIET | no_renewals(key) | {"optim": "sgd", "callbacks": [watch]}
+    trainer = make_trainer(folder, sam=key, **more)
+    with pytest.MonkeyPatch.context() as patch, reads:
+        for method in ("tolist", "cpu", "numpy"):
+            patch.setattr(torch.Tensor, method, reads.counting(method))
         trainer.train()
-    running[0] = "nobody"
-    # The readings are drained once, at the end of training at most.
-    assert counts["sam"] <= counts["none"] + 1
-    assert counts["asam"] <= counts["none"] + 1
+    return watch.found[1:]
+
+
+@pytest.fixture(scope="module")
+def plain_reads(tmp_path_factory: pytest.TempPathFactory) -> list[int]:
+    return reads_per_update("none", tmp_path_factory.mktemp("none"))
+
+
+@pytest.mark.parametrize("key", [key for key in METHODS if key != "none"])
+def test_no_more_host_synchronisation_than_trainer(
+    key: str, plain_reads: list[int], tmp_path: Path
+) -> None:
+    """An update that does not log asks for no value that the plain Trainer does not ask for."""
+    found = reads_per_update(key, tmp_path)
+    assert len(found) == 6
+    most = [n + ON_HOST.get(key, 0) for n in plain_reads]
+    assert all(n <= m for n, m in zip(found, most, strict=True)), (found, plain_reads)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("key", METHODS)
+def test_no_more_waiting_for_a_gpu_than_trainer(key: str, tmp_path: Path) -> None:
+    """The same by CUDA's own account, with mixed precision and its GradScaler."""
+    found = {}
+    for name in ("none", key):
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always")
+            watch = PerUpdate(partial(times_waited, told))
+            more = QUIET | no_renewals(name) | {"use_cpu": False, "fp16": True}
+            trainer = make_trainer(tmp_path, sam=name, callbacks=[watch], **more)
+            torch.cuda.set_sync_debug_mode("warn")
+            try:
+                trainer.train()
+            finally:
+                torch.cuda.set_sync_debug_mode("default")
+        found[name] = watch.found[1:]
+    assert all(n <= m for n, m in zip(found[key], found["none"], strict=True)), found
+
+
+def times_waited(told: list[warnings.WarningMessage]) -> int:
+    """Return how many of the warnings are about waiting for the GPU."""
+    return sum("called a synchronizing" in str(w.message) for w in told)
+
+
+@pytest.mark.parametrize("key", ["sam", "asam", "ssam_d", "friendly_sam", "msam", "rsam", "esam"])
+def test_gradients_of_what_is_not_perturbed_are_not_computed_twice(
+    key: str, tmp_path: Path
+) -> None:
+    """Under `sam_where` the pass that only serves to perturb leaves the other weights out."""
+    trainer = make_trainer(tmp_path, sam=key, sam_where=["norm"], max_steps=2, logging_steps=1)
+    computed: Counter[str] = Counter()
+    for name, p in trainer.model.named_parameters():
+        p.register_hook(lambda g, name=name: computed.update([name]))
+    trainer.train()
+    passes = 8 if key == "msam" else 2  # groups
+    inside = [n for n in computed if "LayerNorm" in n]
+    assert inside and len(computed) > len(inside)
+    for name, n in computed.items():
+        if name not in inside:
+            assert n == passes, name
+        elif key != "esam":  # which leaves out some of them by chance
+            assert n == 2 * passes, name
+    assert logged(trainer, "sam/ascent_grad_norm")[0] > 0
 
 
 @pytest.mark.parametrize("reentrant", [True, False])

@@ -21,7 +21,7 @@ from transformers import (
     set_seed,
 )
 
-from hf_sam import Landscape, Progress, SAMTrainer, SAMTrainingArguments
+from hf_sam import Landscape, Progress, SAMTrainer, SAMTrainingArguments, Vector
 
 Example = dict[str, Any]
 
@@ -104,6 +104,18 @@ def lora(dropout: float = 0.0) -> torch.nn.Module:
     return get_peft_model(
         model, LoraConfig(task_type="SEQ_CLS", r=2, target_modules=["query", "value"])
     )
+
+
+def tokenizer() -> Any:
+    """A tokenizer of words `w0` to `w46`, for models of 50 tokens."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    special = {"pad_token": "<pad>", "eos_token": "<eos>", "unk_token": "<unk>"}
+    words = [*special.values(), *(f"w{i}" for i in range(47))]
+    inner = Tokenizer(models.WordLevel({w: i for i, w in enumerate(words)}, unk_token="<unk>"))
+    inner.pre_tokenizer = pre_tokenizers.Whitespace()
+    return PreTrainedTokenizerFast(tokenizer_object=inner, **special)
 
 
 MODELS = {"bert": bert, "llama": llama, "resnet": resnet, "t5": t5, "lora": lora}
@@ -211,6 +223,18 @@ def assert_equal(a: list[torch.Tensor], b: list[torch.Tensor], tolerance: float 
             torch.testing.assert_close(x, y, atol=tolerance, rtol=0.0)
         else:
             assert torch.equal(x, y), f"differs by {(x - y).abs().max().item():.3g}"
+
+
+def assert_same(a: Any, b: Any) -> None:
+    """Assert that two nested states are equal, their tensors bit for bit."""
+    if isinstance(a, dict):
+        assert a.keys() == b.keys()
+        a, b = list(a.values()), [b[key] for key in a]
+    if isinstance(a, (list, tuple, Vector)):
+        for x, y in zip(a, b, strict=True):
+            assert_same(x, y)
+    else:
+        assert torch.equal(a, b) if torch.is_tensor(a) else a == b, (a, b)
 
 
 class Bowl:

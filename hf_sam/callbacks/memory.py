@@ -137,13 +137,17 @@ class MemoryCallback(TrainerCallback):
 
     Torch's own peak statistics are reset at every phase. User code that reads
     `torch.cuda.max_memory_allocated()` (or lets Trainer do so: `skip_memory_metrics=False`) gets
-    the peak of the phase alone while this callback is in use.
+    the peak of the phase alone while this callback is in use: read `peak` instead.
 
     Reporters that Trainer puts before its callbacks (TensorBoard, W&B) see the values under
     SAMTrainer only; the log history and printed logs have them always.
+
+    Attributes:
+        peak: most bytes in use during the last training, in phases and between them; 0 before.
     """
 
     def __init__(self) -> None:
+        self.peak = 0
         self._meter: Meter | None = None
         self._phase = ""  # nothing that is reported
         self._recent: dict[str, dict[str, int]] = {}
@@ -170,6 +174,7 @@ class MemoryCallback(TrainerCallback):
         if self._meter is None:
             return
         peaks = self._meter.turn()
+        self.peak = max(self.peak, peaks[""])
         for kept in (self._recent, self._run) if self._phase else ():
             before = kept.setdefault(self._phase, {})
             before.update((kind, max(n, before.get(kind, 0))) for kind, n in peaks.items())
@@ -179,7 +184,7 @@ class MemoryCallback(TrainerCallback):
         """Start measuring."""
         if self._meter is not None:  # an exception ended the run before
             self._meter.close()
-        self._phase, self._recent, self._run = "", {}, {}
+        self._phase, self._recent, self._run, self.peak = "", {}, {}, 0
         self._meter = meter_for(kwargs["model"])
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -214,6 +219,7 @@ class MemoryCallback(TrainerCallback):
         """Stop measuring, and say a line per phase."""
         if self._meter is None:
             return
+        self._begin("")
         self._meter.close()
         self._meter = None
         for phase, peaks in self._run.items():

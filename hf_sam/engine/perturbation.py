@@ -6,14 +6,16 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from types import TracebackType
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 CHUNK = 1 << 20
-"""Elements moved at a time: what stays in cache, and the bound on scratch memory beside the
-largest tensor.
-"""
+"""Elements moved at a time: what stays in cache, and the bound on scratch memory."""
+
+BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+"""Size of a number in bytes -> integers of that size."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,22 @@ class Support:
             yield mask, count, elements
 
 
+class Piece(NamedTuple):
+    """Some elements of a parameter, with the perturbation and then the snapshot of them.
+
+    Attributes:
+        param: the whole parameter.
+        start: index of the first element in it.
+        now: the elements, a view.
+        eps: the perturbation's elements, a view.
+    """
+
+    param: Tensor
+    start: int
+    now: Tensor
+    eps: Tensor
+
+
 class Perturbation:
     """A context in which `w + eps` stands in the parameters; leaving it restores `w` bitwise,
     whatever happened.
@@ -63,7 +81,7 @@ class Perturbation:
         entries = zip(params, eps, supports or [None] * len(eps), strict=True)
         self._entering = [(p, e, s) for p, e, s in entries if e is not None]
         self._ok = ok
-        self._saved: list[tuple[Tensor, Tensor]] = []
+        self._saved: list[Piece] = []
         self._saved_inside: list[tuple[Tensor, Support, list[Tensor]]] = []
 
     @torch.no_grad()
@@ -86,13 +104,18 @@ class Perturbation:
         return self
 
     def _enter_whole(self, entering: list[tuple[Tensor, Tensor]]) -> None:
-        for pairs in _chunks(entering):
-            params, eps = [p for p, _ in pairs], [e for _, e in pairs]
-            moved = torch._foreach_add(eps, params)
-            torch._foreach_copy_(eps, params)
-            self._saved.extend(pairs)
-            for param, there in zip(params, moved, strict=True):
-                torch.where(self._ok.to(param.device), there.to(param.dtype), param, out=param)
+        scratch = torch.empty(0)
+        for run in _runs(piece for p, e in entering for piece in _pieces(p, e)):
+            weights, eps = [piece.now for piece in run], [piece.eps for piece in run]
+            scratch = _at_least(sum(w.numel() for w in weights), weights[0], scratch)
+            moved = _shaped(scratch, weights)
+            for e in eps:
+                _zero_unless(self._ok.to(e.device), e)
+            torch._foreach_add_(eps, weights)
+            torch._foreach_copy_(moved, eps)
+            torch._foreach_copy_(eps, weights)
+            self._saved.extend(run)
+            torch._foreach_copy_(weights, moved)
 
     def _enter_inside(self, param: Tensor, eps: Tensor, support: Support) -> None:
         ok, saved = self._ok.to(param.device), list[Tensor]()
@@ -108,8 +131,8 @@ class Perturbation:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        for pairs in _chunks(self._saved):
-            torch._foreach_copy_([p for p, _ in pairs], [saved for _, saved in pairs])
+        for run in _runs(self._saved):
+            torch._foreach_copy_([piece.now for piece in run], [piece.eps for piece in run])
         for param, support, saved in self._saved_inside:
             # Fewer were saved than there are pieces if entering failed on the way.
             for values, (mask, _, (w,)) in zip(saved, support.pieces(param), strict=False):
@@ -122,20 +145,31 @@ class Perturbation:
         `vector`'s entry.
         """
         place = self._place
-        sums: list[Tensor | None] = [None] * len(vector)
-        for param, before in self._saved:
+        steps: dict[int, list[Tensor]] = {}
+        for param, start, now, before in self._saved:
             entry = vector[place[id(param)]]
             if entry is not None:
-                flat = [t.flatten().split(CHUNK) for t in (param, before, entry)]
-                sums[place[id(param)]] = _dot_steps(zip(*flat, strict=True))
+                entry = entry.flatten()[start : start + now.numel()]
+                flat = [t.flatten().split(CHUNK) for t in (now, before, entry)]
+                steps.setdefault(place[id(param)], []).append(_dot_steps(zip(*flat, strict=True)))
         for param, support, saved in self._saved_inside:
             entry = vector[place[id(param)]]
             if entry is not None:
                 pieces = zip(saved, support.pieces(param, entry), strict=True)
-                sums[place[id(param)]] = _dot_steps(
+                dot = _dot_steps(
                     (w, w.masked_scatter(mask, values), e) for values, (mask, _, (w, e)) in pieces
                 )
-        return sums
+                steps[place[id(param)]] = [dot]
+        return [torch.stack(steps[i]).sum() if i in steps else None for i in range(len(vector))]
+
+
+def _zero_unless(ok: Tensor, values: Tensor) -> None:
+    """Put zeros in place, also of what is not finite, unless the `()` bool tensor is true.
+
+    Done by bits: on a CPU `torch.where` takes several times as long.
+    """
+    bits = BITS[values.element_size()]
+    values.view(bits).bitwise_and_(ok.to(bits).neg())
 
 
 def _dot_steps(pieces: Iterable[tuple[Tensor, ...]]) -> Tensor:
@@ -156,22 +190,48 @@ def _gather(values: Tensor, mask: Tensor, count: int) -> Tensor:
     return values.masked_select(mask)
 
 
-def _chunks(pairs: list[tuple[Tensor, Tensor]]) -> Iterator[list[tuple[Tensor, Tensor]]]:
-    """Yield runs of pairs of one device and dtype with about `CHUNK` elements, a larger tensor
+def _at_least(size: int, like: Tensor, scratch: Tensor) -> Tensor:
+    """Return the scratch (N,), or new one if it is too small or of another kind: fresh memory costs
+    a CPU more than the arithmetic.
+    """
+    if scratch.numel() >= size and (scratch.device, scratch.dtype) == (like.device, like.dtype):
+        return scratch
+    return like.new_empty(size)
+
+
+def _shaped(scratch: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
+    """Return views of the scratch in the shapes of some tensors, one after the other."""
+    sizes = [t.numel() for t in like]
+    flat = scratch[: sum(sizes)].split(sizes)
+    return [part.view(t.shape) for part, t in zip(flat, like, strict=True)]
+
+
+def _pieces(param: Tensor, eps: Tensor) -> Iterator[Piece]:
+    """Yield a tensor as it is, or in flat pieces of `CHUNK` elements where it is larger and they
+    exist.
+    """
+    if param.numel() <= CHUNK or not (param.is_contiguous() and eps.is_contiguous()):
+        yield Piece(param, 0, param, eps)
+        return
+    flat = zip(param.view(-1).split(CHUNK), eps.view(-1).split(CHUNK), strict=True)
+    for i, (now, here) in enumerate(flat):
+        yield Piece(param, i * CHUNK, now, here)
+
+
+def _runs(pieces: Iterable[Piece]) -> Iterator[list[Piece]]:
+    """Yield runs of pieces of one device and dtype with at most `CHUNK` elements, a larger piece
     alone.
     """
-    run: list[tuple[Tensor, Tensor]] = []
+    run: list[Piece] = []
     size = 0
-    for pair in pairs:
-        tensor = pair[0]
-        new_kind = bool(run) and (run[0][0].device, run[0][0].dtype) != (
-            tensor.device,
-            tensor.dtype,
-        )
-        if run and (new_kind or size + tensor.numel() > CHUNK):
+    for piece in pieces:
+        kind = (piece.now.device, piece.now.dtype)
+        if run and (
+            kind != (run[0].now.device, run[0].now.dtype) or size + piece.now.numel() > CHUNK
+        ):
             yield run
             run, size = [], 0
-        run.append(pair)
-        size += tensor.numel()
+        run.append(piece)
+        size += piece.now.numel()
     if run:
         yield run

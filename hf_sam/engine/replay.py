@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The same random numbers and the same normalisation statistics in every pass of an update."""
+"""The same random numbers, normalisation statistics and records in every pass of an update."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+
+from .records import Records, Restore
 
 RandomState = list[tuple[Callable[[object], None], object]]
 
@@ -63,44 +65,61 @@ def norm_buffers(model: nn.Module) -> list[Tensor]:
 class Replay:
     """Makes later passes of an update see what the first saw, and leave no trace of their own.
 
-    `with replay():` surrounds each pass. Of the first it remembers the random state before it. In a
-    later one the random numbers start over from there, and afterwards the generators and the norm
-    layers' running statistics (`buffers`) are what they were before it. So an update ends as if
-    only its first pass had happened.
+    `with replay():` surrounds each pass. Of the first it remembers the random state and the records
+    before it. In a later one both start over from there, and afterwards the generators, the records
+    and the norm layers' running statistics (`buffers`) are what they were before it. So an update
+    ends as if only its first pass had happened.
     """
 
     def __init__(
-        self, buffers: Iterable[Tensor] = (), devices: Iterable[torch.device] = (), rng: bool = True
+        self,
+        buffers: Iterable[Tensor] = (),
+        devices: Iterable[torch.device] = (),
+        rng: bool = True,
+        records: Records | None = None,
     ) -> None:
         self._buffers = list(buffers)
         self._devices = list(devices)
         self._rng = rng
-        self._start: RandomState | None = None
+        self._records = records
+        self._start: Restore | None = None
 
     def fresh(self) -> Replay:
         """Return a replay of the same mechanisms for other passes."""
-        return Replay(self._buffers, self._devices, self._rng)
+        return Replay(self._buffers, self._devices, self._rng, self._records)
 
     @contextmanager
     def __call__(self) -> Iterator[None]:
         """Surround a pass: the first one is remembered, each later one repeats it."""
         if self._start is None:
-            self._start = random_state(self._devices) if self._rng else []
+            self._start = self._remember()
             yield
         else:
             with self.no_trace():
-                set_random_state(self._start)
+                self._start()
                 yield
 
     @contextmanager
     def no_trace(self) -> Iterator[None]:
-        """Surround what must leave the generators and the running statistics as they were."""
-        now = random_state(self._devices) if self._rng else []
+        """Surround what must leave generators, records and running statistics as they were."""
+        put_back = self._remember()
         statistics = [b.clone() for b in self._buffers]
         try:
             yield
         finally:
-            set_random_state(now)
+            put_back()
             with torch.no_grad():
                 for buffer, value in zip(self._buffers, statistics, strict=True):
                     buffer.copy_(value)
+
+    def _remember(self) -> Restore:
+        """Return a function that makes the random state and the records what they are now."""
+        random = random_state(self._devices) if self._rng else []
+        records = self._records.remember() if self._records is not None else None
+
+        def restore() -> None:
+            set_random_state(random)
+            if records is not None:
+                records()
+
+        return restore

@@ -52,6 +52,9 @@ class Window:
 class BatchSlicer:
     """Counts, weighs and cuts batches of a Trainer.
 
+    An example may take several rows of a batch, equally many each, as pairs for preference
+    optimization do; how many, a `cut` of its own tells.
+
     Args:
         shifted: labels are targets from their second token on, as in a causal language model.
         cut: replaces `take(inputs, index)`, from a Trainer class that knows its inputs better.
@@ -63,7 +66,10 @@ class BatchSlicer:
 
     def size(self, batch: Batch) -> int:
         """Return the number of examples, B."""
-        return examples(batch.inputs)
+        rows = examples(batch.inputs)
+        if self._cut is take:
+            return rows
+        return rows // max(examples(self._cut(batch.inputs, slice(0, 1))), 1)
 
     def weight(self, batch: Batch) -> Tensor | int:
         """Return the number of labelled tokens, or of examples."""

@@ -74,7 +74,7 @@ class RSAM(Perturbing):
         vectors = w.keep([t is not None and t.ndim < 2 for t in w]).norms()
         noise = (self.noise(at, i, vectors[i]) if yes else None for i, yes in enumerate(at.where))
         with at.perturbed(Vector(noise, w.shards)):
-            smooth = at.gradient(local_ok=True, fraction=self.ascent_fraction)
+            smooth = at.gradient(local_ok=True, only=at.some, fraction=self.ascent_fraction)
         v = at.chosen(smooth).mul_(self.lam)
         for i in v.present:
             v[i].add_(self.noise(at, i, vectors[i]))  # type: ignore[union-attr]

@@ -79,7 +79,8 @@ class SAM(Perturbing):
     def update(self, at: Landscape) -> Vector:
         """Return the gradient there, or what `combine` makes of both."""
         assert self.ascent is not None
-        here = at.gradient(local_ok=self.local_ascent, fraction=self.ascent_fraction)
+        only = None if self.combine.needs_here else at.some
+        here = at.gradient(local_ok=self.local_ascent, only=only, fraction=self.ascent_fraction)
         finish = self.combine(here)
         eps = self.ascent(at.chosen(here), at)
         del here  # of which eps may have left out tensors

@@ -39,6 +39,8 @@ def test_every_stage_leaves_its_results(
         assert stage["sam"]["method"]["name"] == "ASAM"
         assert stage["sam"]["method"]["rho"] == 0.2
     assert metrics["eval_accuracy"] == evaluation["eval_accuracy"]
+    phases = ("ascent", "perturb", "descent", "restore", "optimizer", "peak")
+    assert all(train[f"memory/{phase}_mb"] > 50 for phase in phases)
 
 
 def test_all_results_joins_the_stages_and_repeats_the_run(

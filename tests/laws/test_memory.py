@@ -8,6 +8,7 @@ of weights: batches are tiny and SGD needs nothing of its own, so nothing hides 
 from __future__ import annotations
 
 import functools
+import gc
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -92,6 +93,7 @@ def mark(name: str) -> None:
 
 def counted(work: Callable[[], None]) -> Peaks:
     """Return the most bytes alive after each mark, beyond those before the work."""
+    gc.collect()  # what is freed later, and was there before, would count as less
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as found:
         work()
     peaks, now, name = {"": 0}, 0, ""

@@ -11,7 +11,7 @@ import torch
 from transformers import Trainer, TrainerCallback
 
 from tests.cases import CASES, Case
-from tests.toys import assert_equal, examples, logged, make_trainer, train, weights
+from tests.toys import assert_equal, assert_same, examples, logged, make_trainer, train, weights
 
 every_case = pytest.mark.parametrize("case", CASES, ids=str)
 
@@ -122,7 +122,7 @@ def test_rho_zero_is_the_plain_trainer(
     assert_equal(list(sam.model.buffers()), list(plain.model.buffers()))
     if case.rho_zero_exact:
         assert torch.equal(state, torch.get_rng_state()), "the dropout stream differs"
-        assert str(sam.optimizer.state_dict()) == str(plain.optimizer.state_dict())
+        assert_same(sam.optimizer.state_dict(), plain.optimizer.state_dict())
     if accumulation == 1 and case.rho_zero_exact:
         assert logged(sam) == logged(plain)
         assert logged(sam, "grad_norm") == logged(plain, "grad_norm")
@@ -223,37 +223,28 @@ def test_resume_equals_uninterrupted(case: Case, model: str, tmp_path: Path) -> 
     whole = train(tmp_path, **common)
     again = train(tmp_path / "again", resume=str(tmp_path / "checkpoint-4"), **common)
     assert_equal(weights(whole), weights(again))
-    assert str(whole.optimizer.state_dict()) == str(again.optimizer.state_dict())
-    ours, theirs = whole._method.state_dict(), again._method.state_dict()
-    assert ours.keys() == theirs.keys()
-    for key, value in ours.items():
-        parts = list(value) if not isinstance(value, (int, float, torch.Tensor)) else [value]
-        others = (
-            list(theirs[key])
-            if not isinstance(value, (int, float, torch.Tensor))
-            else [theirs[key]]
-        )
-        for a, b in zip(parts, others, strict=True):
-            assert torch.equal(a, b) if torch.is_tensor(a) else a == b, key
+    assert_same(whole.optimizer.state_dict(), again.optimizer.state_dict())
+    assert_same(whole._method.state_dict(), again._method.state_dict())
     assert logged(whole)[4:] == logged(again)[-6:]
+
+
+@pytest.fixture(scope="module")
+def checkpoint_of_none(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("none")
+    train(folder, max_steps=2, save_strategy="steps", save_steps=2, sam="none")
+    return str(folder / "checkpoint-2")
 
 
 @every_case
 def test_checkpoints_go_from_method_to_none_and_back(
-    case: Case, tmp_path: Path, caplog: Any
+    case: Case, checkpoint_of_none: str, tmp_path: Path, caplog: Any
 ) -> None:
     """A checkpoint of one loads under the other, with one warning."""
-    common = {"max_steps": 4, "save_strategy": "steps", "save_steps": 2}
-    train(tmp_path / "sam", **common, **as_arguments(case))
-    train(tmp_path / "none", **common, sam="none")
+    ours = as_arguments(case)
+    train(tmp_path, max_steps=2, save_strategy="steps", save_steps=2, **ours)
     caplog.clear()
-    train(tmp_path / "a", resume=str(tmp_path / "sam" / "checkpoint-2"), **common, sam="none")
+    train(tmp_path / "a", resume=str(tmp_path / "checkpoint-2"), max_steps=3, sam="none")
     assert len([r for r in caplog.records if "was saved with" in r.getMessage()]) == 1
     caplog.clear()
-    train(
-        tmp_path / "b",
-        resume=str(tmp_path / "none" / "checkpoint-2"),
-        **common,
-        **as_arguments(case),
-    )
+    train(tmp_path / "b", resume=checkpoint_of_none, max_steps=3, **ours)
     assert len([r for r in caplog.records if "was saved without SAM" in r.getMessage()]) == 1

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from glue_scripts.results import MB, PeakMemory, UpdateTimer, origin, write_predictions
+from hf_sam.callbacks import MemoryCallback
+from shared_scripts.results import MB, PeakMemory, UpdateTimer, origin, write_predictions
 
 
 def test_the_peak_of_the_resident_set_is_seen_after_it_is_gone() -> None:
@@ -41,9 +42,23 @@ def test_the_peak_of_cuda_is_torch_s_own() -> None:
     assert peak.megabytes == pytest.approx(before / MB + 100, abs=1)
 
 
+def test_a_callback_that_resets_cudas_statistics_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    left = [30 * MB]
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda device: None)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: left[0])
+    tracked = MemoryCallback()
+    with PeakMemory(torch.device("cuda"), tracked=tracked) as peak:
+        tracked.peak = 50 * MB
+    assert peak.megabytes == 50
+    left[0] = 70 * MB
+    with PeakMemory(torch.device("cuda"), tracked=tracked) as peak:
+        pass
+    assert peak.megabytes == 70
+
+
 def test_seconds_per_update_leave_evaluation_out(monkeypatch: pytest.MonkeyPatch) -> None:
     ticks = iter([0.0, 1.0, 3.0, 100.0, 101.0])
-    monkeypatch.setattr("glue_scripts.results.time.perf_counter", lambda: next(ticks))
+    monkeypatch.setattr("shared_scripts.results.time.perf_counter", lambda: next(ticks))
     timer = UpdateTimer()
     assert timer.metrics() == {}
     timer.on_train_begin()
@@ -69,7 +84,7 @@ class Group:
 
 def test_the_origin_of_a_run_keeps_no_secret() -> None:
     words = ["--token", "abc", "--hub-token=def", "--rate", "0.2"]
-    run = origin([Group(rate=0.2, token="abc", hub_token="def")], words)
+    run = origin("glue_scripts/run_glue.py", [Group(rate=0.2, token="abc", hub_token="def")], words)
     assert run["arguments"] == {"rate": 0.2}
     start = "python glue_scripts/run_glue.py "
     assert run["command"] == start + "--token ... --hub-token=... --rate 0.2"

@@ -21,6 +21,7 @@ from transformers import TrainerCallback
 
 import hf_sam
 from hf_sam import SAMTrainer
+from hf_sam.callbacks import MemoryCallback
 
 MEMORY = "max memory (MB)"
 MB = 2**20
@@ -37,11 +38,18 @@ class PeakMemory:
     Args:
         device: where the model computes.
         interval: seconds between two samples of the resident set.
+        tracked: a callback that resets torch's statistics in between, and knows the peak of all.
     """
 
-    def __init__(self, device: torch.device, interval: float = 0.02) -> None:
+    def __init__(
+        self,
+        device: torch.device,
+        interval: float = 0.02,
+        tracked: MemoryCallback | None = None,
+    ) -> None:
         """Measure nothing yet."""
         self.device = device
+        self.tracked = tracked
         self.interval = interval
         self._bytes = 0
         self._done = threading.Event()
@@ -70,7 +78,8 @@ class PeakMemory:
     ) -> None:
         """Take the peak, whether or not there was an error."""
         if self._thread is None:
-            self._bytes = torch.cuda.max_memory_allocated(self.device)
+            found = torch.cuda.max_memory_allocated(self.device)
+            self._bytes = max(found, self.tracked.peak if self.tracked is not None else 0)
             return
         self._done.set()
         self._thread.join()
@@ -120,10 +129,11 @@ class UpdateTimer(TrainerCallback):
         }
 
 
-def origin(arguments: Iterable[Any], argv: Sequence[str]) -> dict[str, Any]:
+def origin(script: str, arguments: Iterable[Any], argv: Sequence[str]) -> dict[str, Any]:
     """Return command, arguments that are not the default, and versions: what repeats a run.
 
     Args:
+        script: file that is run.
         arguments: the dataclasses that were parsed; secrets are left out.
         argv: the command line's words.
     """
@@ -135,7 +145,7 @@ def origin(arguments: Iterable[Any], argv: Sequence[str]) -> dict[str, Any]:
     }
     packages = ("torch", "transformers", "accelerate", "datasets")
     return {
-        "command": shlex.join(["python", "glue_scripts/run_glue.py", *_without_secrets(argv)]),
+        "command": shlex.join(["python", script, *_without_secrets(argv)]),
         "arguments": json.loads(json.dumps(given, default=str)),
         "versions": {name: version(name) for name in packages} | {"hf_sam": hf_sam.__version__},
     }

@@ -1,0 +1,140 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The page of `benchmarks.cifar10`: what its results say."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+from hf_sam import METHODS
+
+Result = dict[str, Any]
+PUBLISHED = {"none": (95.41, 3387), "sam": (96.52, 1717), "esam": (96.56, 2409)}
+"""Du et al. 2022 (ESAM), table 1, CIFAR-10 with ResNet-18: accuracy in percent, images/s."""
+
+
+def seconds_per_update(result: Result, method: str) -> float:
+    """Return the median; the mean for methods whose updates are not all of the same passes."""
+    row, drop = result["rows"][method], result["drop"]
+    mixed = len(set(row["forward_examples"][drop:])) > 1
+    return (statistics.fmean if mixed else statistics.median)(row["seconds"][drop:])
+
+
+def images_per_second(result: Result, method: str) -> float:
+    """Return training images per second."""
+    return float(result["batch_size"] / seconds_per_update(result, method))
+
+
+def waiting(result: Result, method: str) -> float:
+    """Return the share of an update that goes into its batch."""
+    row, drop = result["rows"][method], result["drop"]
+    return sum(row["input_seconds"][drop:]) / sum(row["seconds"][drop:])
+
+
+INTRODUCTION = """\
+# CIFAR-10
+
+What SAM and its variants bring to image classifiers trained from scratch, as measured. Every number
+comes from a file in `results/`, with its command, versions, machine, seed and samples. This page is
+written by `python -m benchmarks.cifar10 --table`; do not edit it. The recipes are in
+[vision_scripts/recipes](../vision_scripts/recipes).
+
+*Last* and *best* are accuracies in percent on test images after the last epoch and at the best one
+(which takes the test labels to find), mean ± standard deviation over the seeds. *Images/s relative
+to `none`* is of updates that took turns in one process. *Published* is ESAM's table 1 (ResNet-18,
+200 epochs, all 50,000 images; relative: its images/s over its SGD's).
+"""
+
+
+def page(results: Iterable[Result]) -> str:
+    """Return the page of these results."""
+    found = list(results)
+    runs = [r for r in found if r["kind"] == "cifar10"]
+    speeds = [r for r in found if r["kind"] == "cifar10-speed"]
+    parts = [INTRODUCTION, "## ResNet-18 on a GPU\n"]
+    on_gpu = _sections([r for r in runs if _gpu(r)], [s for s in speeds if _gpu(s)])
+    parts += on_gpu or ["Not measured.\n"]
+    on_cpu = _sections([r for r in runs if not _gpu(r)], [s for s in speeds if not _gpu(s)])
+    if on_cpu:
+        parts += ["## A small ResNet on a CPU\n", *on_cpu]
+    return "\n".join(parts)
+
+
+def _gpu(result: Result) -> bool:
+    return "gpu" in result["hardware"]
+
+
+def _setting(result: Result) -> tuple[int, int, int, int]:
+    epochs = len(result["history"]["eval_accuracy"])
+    return result["parameters"], result["train_images"], result["test_images"], epochs
+
+
+def _sections(runs: list[Result], speeds: list[Result]) -> list[str]:
+    settings = sorted({_setting(run) for run in runs}, reverse=True)
+    return list(_texts(settings, runs, speeds))
+
+
+def _texts(settings: list[Any], runs: list[Result], speeds: list[Result]) -> Iterator[str]:
+    for setting in settings:
+        parameters, train, test, epochs = setting
+        own = [run for run in runs if _setting(run) == setting]
+        timed = next((s for s in speeds if s["parameters"] == parameters), None)
+        yield (
+            f"{parameters:,} weights, {train:,} training and {test:,} test images, {epochs} epochs."
+            f" {_machine(own[0])}\n"
+        )
+        yield _table(own, timed) + "\n"
+        commands = dict.fromkeys(run["command"] for run in own)
+        timing = [timed["command"]] if timed is not None else []
+        yield "```bash\n" + "\n".join([*commands, *timing]) + "\n```\n"
+        if timed is not None:
+            yield _input_line(timed)
+
+
+def _machine(run: Result) -> str:
+    hardware, versions = run["hardware"], run["versions"]
+    where = hardware.get("gpu") or f"{hardware['cpu']}, {hardware['threads']} thread(s)"
+    return f"{where}; " + ", ".join(f"{name} {version}" for name, version in versions.items()) + "."
+
+
+def _input_line(timed: Result) -> str:
+    share, plain = waiting(timed, "none"), images_per_second(timed, "none")
+    return (
+        f"`none` makes {plain:.0f} images/s (median of {timed['updates'] - timed['drop']} updates "
+        f"of {timed['batch_size']}) and waits for its batches {100 * share:.1f} % of the time.\n"
+    )
+
+
+def _table(runs: list[Result], timed: Result | None) -> str:
+    from benchmarks.tables import markdown
+
+    head = ["method", "last", "best", "seeds", "images/s relative to `none`", "max memory (MB)"]
+    head += ["published accuracy", "published relative"]
+    methods = [method for method in METHODS if any(r["method"] == method for r in runs)]
+    rows = [_row(m, [r for r in runs if r["method"] == m], timed) for m in methods]
+    return markdown(head, rows)
+
+
+def _row(method: str, runs: list[Result], timed: Result | None) -> list[str]:
+    relative = ""
+    if timed is not None and method in timed["rows"]:
+        plain = images_per_second(timed, "none")
+        relative = f"{images_per_second(timed, method) / plain:.2f}"
+    accuracy, images = PUBLISHED.get(method, (None, None))
+    return [
+        f"`{method}`",
+        spread([run["accuracy"] for run in runs]),
+        spread([run["best_accuracy"] for run in runs]),
+        str(len(runs)),
+        relative,
+        f"{max(run['all_results']['train max memory (MB)'] for run in runs):.0f}",
+        "" if accuracy is None else f"{accuracy:.2f}",
+        "" if images is None else f"{images / PUBLISHED['none'][1]:.2f}",
+    ]
+
+
+def spread(values: Sequence[float]) -> str:
+    """Return mean ± standard deviation, the mean alone for one value."""
+    mean = f"{statistics.fmean(values):.2f}"
+    return f"{mean} ± {statistics.stdev(values):.2f}" if len(values) > 1 else mean

@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What SAM needs of the Trainer class that it stands in front of."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator
+from types import CodeType
+from typing import Any, NoReturn
+
+from torch.utils.hooks import RemovableHandle
+from transformers import Trainer
+
+GIVEN = frozenset(inspect.signature(Trainer.__init__).parameters)
+"""What a Trainer is given to work with; its other attributes may be records of its work."""
+
+REMEDY = (
+    "every pass of an update must see the same data, whatever the weights: generate or transform "
+    "it in the data set, the collator or get_train_dataloader, or train without SAM"
+)
+
+
+def check_host(kind: type) -> None:
+    """Refuse a class whose passes do not compute the loss of the data that they are given.
+
+    Raises:
+        NotImplementedError: it overrides `training_step` without calling on the class behind, or
+            makes the data within a pass.
+    """
+    for cls in _others(kind, "training_step"):
+        if not _calls_on(vars(cls)["training_step"], "training_step"):
+            _refuse(
+                f"{cls.__name__}.training_step does not call super().training_step, so its loss "
+                f"comes from somewhere else"
+            )
+    for cls in _others(kind, "_prepare_inputs"):
+        _refuse(
+            f"{cls.__name__}._prepare_inputs makes the data within a pass, as trainers do that "
+            f"generate with the model"
+        )
+
+
+def forbid_forward(trainer: Any) -> RemovableHandle:
+    """Have the model raise when it runs, until the handle is removed (or left, as a context).
+
+    A `training_step` that runs the model before it asks for the loss makes data that depend on the
+    weights. The error is a NotImplementedError.
+    """
+
+    def refuse(*_: Any) -> NoReturn:
+        _refuse(
+            f"{type(trainer).__name__}.training_step runs the model before compute_loss, as "
+            f"trainers do that generate with it"
+        )
+
+    return trainer.model.register_forward_pre_hook(refuse)
+
+
+def has_own_step(trainer: Trainer) -> bool:
+    """Whether a class behind overrides `training_step`."""
+    return any(_others(type(trainer), "training_step"))
+
+
+def _refuse(reason: str) -> NoReturn:
+    raise NotImplementedError(f"hf_sam does not support this trainer: {reason}; {REMEDY}")
+
+
+def _others(kind: type, method: str) -> Iterator[type]:
+    """Yield the classes, neither transformers' nor ours, that define a method."""
+    for cls in kind.__mro__:
+        if cls is not Trainer and method in vars(cls) and not cls.__module__.startswith("hf_sam."):
+            yield cls
+
+
+def _calls_on(function: Any, name: str) -> bool:
+    """Whether a function's code mentions the attribute; true where there is no code to look at."""
+    code = getattr(inspect.unwrap(function), "__code__", None)
+    return code is None or _mentions(code, name)
+
+
+def _mentions(code: CodeType, name: str) -> bool:
+    inner = (c for c in code.co_consts if isinstance(c, CodeType))
+    return name in code.co_names or any(_mentions(c, name) for c in inner)

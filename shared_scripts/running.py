@@ -1,0 +1,166 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One run of a script: where it resumes, what it logs, its stages and their results."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from shared_scripts.arguments import InputError
+
+if TYPE_CHECKING:
+    from hf_sam import SAMTrainer, SAMTrainingArguments
+    from hf_sam.callbacks import MemoryCallback
+    from shared_scripts.results import UpdateTimer
+
+STAGES = {"train": "do_train", "validation": "do_eval", "test": "do_predict"}
+
+
+@dataclass
+class Run:
+    """A run that is ready to start.
+
+    Attributes:
+        trainer: with model, training data and metrics.
+        validation: name of the evaluation ("mrpc", "mnli", "mnli-mm") -> examples.
+        resume_from: checkpoint folder, or None.
+        timer: of the updates.
+        origin: command, arguments and versions, for the results.
+    """
+
+    trainer: SAMTrainer
+    validation: dict[str, Any]
+    resume_from: str | None
+    timer: UpdateTimer
+    origin: dict[str, Any]
+
+
+def checkpoint(args: SAMTrainingArguments) -> str | None:
+    """Return the checkpoint to resume from; refuse to train over one that is not resumed.
+
+    Raises:
+        InputError: there is a checkpoint that is not asked for, or none where one is.
+    """
+    from transformers.trainer_utils import get_last_checkpoint
+
+    found = get_last_checkpoint(args.output_dir) if Path(args.output_dir).is_dir() else None
+    wanted = str(args.resume_from_checkpoint or "no")
+    if wanted.lower() in ("no", "false"):
+        if args.do_train and found is not None:
+            raise InputError(
+                f"--output_dir {args.output_dir} holds a checkpoint ({Path(found).name}): go on "
+                f"from it with --resume_from_checkpoint {found}, or give another --output_dir"
+            )
+        return None
+    path = found if wanted.lower() in ("yes", "true") else wanted
+    if path is None or not Path(path).is_dir():
+        raise InputError(
+            f"--resume_from_checkpoint {wanted}: there is no such checkpoint "
+            f"(--output_dir {args.output_dir} holds {found or 'none'})"
+        )
+    return path
+
+
+def set_up_logging(args: SAMTrainingArguments, package: str) -> None:
+    """Log to the standard output, at the level that the arguments say.
+
+    Args:
+        args: of the run.
+        package: the script's, whose loggers are set beside those of the libraries.
+    """
+    import datasets
+    import transformers
+
+    logging.basicConfig(
+        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
+        datefmt="%H:%M:%S",
+        handlers=[logging.StreamHandler(sys.stdout)],
+    )
+    level = args.get_process_log_level()
+    for name in (package, "shared_scripts"):
+        logging.getLogger(name).setLevel(level)
+    datasets.utils.logging.set_verbosity(level)
+    transformers.utils.logging.set_verbosity(level)
+
+
+def wanted_stages(args: SAMTrainingArguments, known: Sequence[str] = tuple(STAGES)) -> list[str]:
+    """Return which of the stages in `known` the arguments ask for.
+
+    Raises:
+        InputError: none, or one that the script does not have.
+    """
+    stages = [stage for stage, flag in STAGES.items() if getattr(args, flag)]
+    flags = " ".join(f"--{STAGES[stage]}" for stage in known)
+    for stage in stages:
+        if stage not in known:
+            raise InputError(f"--{STAGES[stage]}: this script has only {flags}")
+    if not stages:
+        raise InputError(f"nothing to do: give at least one of {flags}")
+    return stages
+
+
+def train(run: Run) -> dict[str, Any]:
+    """Train, save the model and the results, and return the metrics."""
+    from shared_scripts.results import PeakMemory, save_results
+
+    trainer = run.trainer
+    with PeakMemory(trainer.args.device, tracked=_memory_callback(trainer)) as peak:
+        metrics = trainer.train(resume_from_checkpoint=run.resume_from).metrics
+    metrics |= {"train_samples": len(trainer.train_dataset)} | run.timer.metrics()
+    trainer.save_model()
+    trainer.save_state()
+    save_results(trainer, "train", metrics, peak, run.origin)
+    return metrics
+
+
+def _memory_callback(trainer: SAMTrainer) -> MemoryCallback | None:
+    """Return the trainer's callback for memory, added here rather than by the trainer itself."""
+    from hf_sam.callbacks import MemoryCallback
+
+    if not trainer.args.sam_track_memory:
+        return None
+    callback = MemoryCallback()
+    trainer.add_callback(callback)
+    return callback
+
+
+def evaluate(run: Run) -> dict[str, Any]:
+    """Evaluate on every validation set; MNLI's mismatched metrics end in `_mm`."""
+    from shared_scripts.results import PeakMemory, save_results
+
+    metrics: dict[str, Any] = {}
+    with PeakMemory(run.trainer.args.device) as peak:
+        for name, data in run.validation.items():
+            scores = run.trainer.evaluate(eval_dataset=data) | {"eval_samples": len(data)}
+            suffix = "_mm" if name == "mnli-mm" else ""
+            metrics |= {key + suffix: value for key, value in scores.items() if key != "epoch"}
+    save_results(run.trainer, "eval", metrics, peak, run.origin)
+    return metrics
+
+
+def describe(run: Run, base: str | None, **card: Any) -> None:
+    """Write the model card, or push it with the model.
+
+    Args:
+        run: after its stages.
+        base: the model that it started from; a card names models of the Hub only.
+        **card: as `create_model_card` takes it.
+    """
+    if base is not None and not Path(base).is_dir():
+        card["finetuned_from"] = base
+    if run.trainer.args.push_to_hub:
+        run.trainer.push_to_hub(**card)
+    else:
+        run.trainer.create_model_card(**card)
+
+
+def command_line(main: Callable[[], Any], script: str) -> None:
+    """Run `main`; an InputError is one line, without a traceback."""
+    try:
+        main()
+    except InputError as error:
+        sys.exit(f"{script}: error: {error}")
