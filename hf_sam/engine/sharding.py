@@ -278,8 +278,12 @@ class AcceleratedEngine(Engine):
         there = torch.tensor([g is not None for g in grads], dtype=torch.uint8, device=device)
         torch.distributed.all_reduce(there, torch.distributed.ReduceOp.MAX)
         whole = [
-            None if not somewhere else (torch.zeros_like(p) if g is None else g)
+            None if not somewhere else (self._zeros(p) if g is None else g)
             for p, g, somewhere in zip(params, grads, there.tolist(), strict=True)
         ]
         self.average_([g for g in whole if g is not None])
         return whole
+
+    def _zeros(self, param: Tensor) -> Tensor:
+        """Return a gradient of zeros, as `take` would give it."""
+        return torch.zeros_like(param, requires_grad=False)

@@ -127,6 +127,11 @@ class DeepSpeedEngine(AcceleratedEngine):
         self._scaling.unscale_(grads)
         return grads
 
+    def _zeros(self, param: Tensor) -> Tensor:
+        """Return a gradient of zeros, as `take` would give it."""
+        kind = param.dtype if self._scaling.scale is None else torch.float32
+        return torch.zeros_like(param, dtype=kind, requires_grad=False)
+
     def give(self, params: Sequence[Tensor], update: Sequence[Tensor | None]) -> Tensor | None:
         """Hand the update to DeepSpeed, which steps; `update` is consumed.
 
