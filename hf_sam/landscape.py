@@ -16,7 +16,7 @@ from .engine.perturbation import Perturbation
 from .engine.perturbation import Support as Support
 from .engine.sharding import Engine
 from .engine.slicing import beginning, contiguous_groups, examples, ratio, take, weight
-from .vector import Scalar, Vector
+from .vector import Scalar, Vector, add_up
 
 Piece = tuple[int, Tensor | slice | None]
 """Number of a micro-batch, and which of its examples; None: all of it, uncut."""
@@ -72,7 +72,7 @@ class Masked(Vector):
     __slots__ = ("supports",)
 
     def __init__(self, vector: Vector, supports: Sequence[Support | None]) -> None:
-        super().__init__(vector, vector.total)
+        super().__init__(vector, vector.shards)
         self.supports: Sequence[Support | None] | None = supports
 
     def add_(self, other: Vector, scale: Scalar = 1.0) -> Vector:
@@ -188,9 +188,9 @@ class Landscape:
         how = self.engine.how(local_ok, only is not None, self._averaged)
         for param in self.params:
             param.grad = None  # what an earlier update left there is no part of this gradient
-        with self._replay(), self.engine.only(self.params, only):
+        with self._replay(), self.engine.passes(self.params, only):
             loss = data._passes(how.together, with_losses)
-            vector = Vector(self.engine.take(self.params), self.engine.total)
+            vector = Vector(self.engine.take(self.params), self.engine.shards)
         if with_losses:
             self.losses = data.losses
         if only is not None:
@@ -265,7 +265,11 @@ class Landscape:
 
     def weights(self) -> Vector:
         """Return the weights as they stand now, without copying: read only."""
-        return Vector([p.detach() for p in self.params], self.engine.total)
+        return Vector(self.engine.held(self.params), self.engine.shards)
+
+    def part(self, i: int, whole: Tensor) -> Tensor:
+        """Return of a tensor of parameter i's full shape the part that this process holds."""
+        return self.engine.part(self.params[i], whole)
 
     @property
     def generator(self) -> torch.Generator:
@@ -333,16 +337,16 @@ class Landscape:
                 over ranks by `together`; otherwise each pass of a group is averaged over ranks by
                 itself.
         """
-        done: list[tuple[Any, Landscape]] = []
-        for pieces in self._cut(groups):
-            part = self._part(pieces)
-            share = sum(self._weights_of(pieces, part.batches))
-            part.shares = [ratio(s, sum(self.shares)) for s in part.shares]
+        cut = self._cut(groups)
+        parts = [self._part(pieces) for pieces in cut]
+        own = [self._weights_of(pieces, p.batches) for pieces, p in zip(cut, parts, strict=True)]
+        done = list(zip(self.engine.agreed([sum(shares) for shares in own]), parts, strict=True))
+        for (share, part), shares in zip(done, own, strict=True):
+            part.shares = [ratio(s, share) for s in shares]
             part._replay, part._aside, part.readings = self.engine.replay.fresh(), [], {}
             part.loss, part._here, part._peeked = None, None, None
             part._averaged = "caller" if descent_only else "itself"
             yield share, part
-            done.append((share, part))
         self._merge(done)
 
     def _cut(self, groups: int | None) -> list[list[Piece]]:
@@ -366,7 +370,8 @@ class Landscape:
         """Average a vector over ranks; a parameter that is missing on some of them counts as
         zero there.
         """
-        return Vector(self.engine.average_gradients_(self.params, list(update)), self.engine.total)
+        means = self.engine.average_gradients_(self.params, list(update))
+        return Vector(means, self.engine.shards)
 
     def example_gradients(self, n: int) -> Iterator[Vector]:
         """Yield this rank's share of the gradients of n drawn training examples at w, one by
@@ -374,9 +379,9 @@ class Landscape:
         """
         with self.engine.replay.no_trace():
             for batch in self.sample(n):
-                with self.engine.no_sync(own=True):
+                with self.engine.passes(self.params), self.engine.no_sync(own=True):
                     self.backward(batch, 1.0)
-                yield Vector(self.engine.take(self.params), self.engine.total)
+                yield Vector(self.engine.take(self.params), self.engine.shards)
 
     # -- stepping aside -------------------------------------------------------------------------
 
@@ -392,11 +397,12 @@ class Landscape:
         ok = torch.isfinite(size) & (size > 0)
         if "grad_cosine" not in self.readings:
             self.readings["perturbation_norm"] = torch.where(ok, size, torch.zeros_like(size))
-        self.engine.before_perturbing(self.params, eps)
+        held = self.engine.held(self.params)
+        self.engine.watch(held, eps)
         supports = eps.supports if isinstance(eps, Masked) else None
-        perturbation = Perturbation(self.params, eps, ok, supports)
+        perturbation = Perturbation(held, eps, ok, supports)
         eps.tensors.clear()  # a caller that still holds it keeps nothing alive
-        with perturbation as aside:
+        with self.engine.moving(), perturbation as aside:
             self._aside.append(aside)
             try:
                 yield
@@ -419,7 +425,7 @@ class Landscape:
         elif len(self._aside) == 1 and "grad_cosine" not in self.readings:
             if self._comparable:
                 self.readings.setdefault("sharpness", loss - self.loss)
-            along = self.engine.total(self._aside[0].displacement_dot(vector, self.params))
+            along = add_up(self.engine.shards.sums(self._aside[0].displacement_dot(vector)))
             lengths = self.readings["perturbation_norm"] * vector.norm()
             none = torch.zeros_like(along)
             self.readings["grad_cosine"] = torch.where(lengths > 0, along / lengths, none)

@@ -20,10 +20,10 @@ from . import __version__
 from .arguments import build_method, check_order, main_method, option
 from .callbacks.memory import MemoryCallback
 from .engine.checkpoint import load_state, save_state
+from .engine.choice import engine_for
 from .engine.host import GIVEN, check_averaged, check_host, modules_of
 from .engine.records import Records
 from .engine.replay import Replay, norm_buffers
-from .engine.sharding import AcceleratedEngine
 from .engine.support import check_engine, check_optimizer
 from .engine.window import (
     BatchSlicer,
@@ -117,7 +117,11 @@ class SAMMixin(Passes):
         )
         check_optimizer(self.optimizer, self.args)
         self._memory = self._memory_callback()
-        self._params = [p for group in self.optimizer.param_groups for p in group["params"]]
+        self._replay = self._new_replay()
+        self._engine = engine_for(
+            self, model, self._replay, self._local_ascent(), self._reentrant()
+        )
+        self._params = self._engine.params(self.optimizer)
         names = {id(p): name for name, p in self.model.named_parameters()}
         self._names = [names.get(id(p), f"optimizer.{i}") for i, p in enumerate(self._params)]
         check_averaged(self._names, names.values(), self.accelerator.num_processes)
@@ -127,18 +131,19 @@ class SAMMixin(Passes):
             p for p in self.model.parameters() if p.requires_grad and id(p) not in inside
         ]
         self._warn_never(max_steps)
-        self._replay = self._new_replay()
-        self._engine = AcceleratedEngine(
-            self.accelerator, model, self._replay, self._local_ascent(), self._reentrant()
-        )
         batches = len(loader) if has_length(loader) else None
         self._per_epoch = batches and math.ceil(batches / self.args.gradient_accumulation_steps)
         self._check_data_needs(loader)
         self._say_groups()
         if resume_from_checkpoint is not None:
-            described = self._method.describe()
             self._method.load_state_dict(
-                load_state(resume_from_checkpoint, described, self._names, self._params)
+                load_state(
+                    resume_from_checkpoint,
+                    self._method.describe(),
+                    self._names,
+                    self._params,
+                    self._engine,
+                )
             )
         return model, loader
 
@@ -252,7 +257,7 @@ class SAMMixin(Passes):
         if callable(getattr(self.optimizer, "train", None)):
             self.optimizer.train()
         self._engine.start()
-        at = self._landscape(model, window)
+        at = self._landscape(window)
         update = self._method(at)
         overflow = self._engine.give(self._params, update)
         if overflow is not None:
@@ -261,17 +266,17 @@ class SAMMixin(Passes):
         assert at.loss is not None
         return at.loss
 
-    def _landscape(self, model: nn.Module, window: Window) -> Landscape:
+    def _landscape(self, window: Window) -> Landscape:
         """Return the loss of the window's data as a function of the weights."""
         slicer = BatchSlicer(self._loss_shifts_labels, getattr(self, "take", None))
         return Landscape(
             self._params,
             window.batches,
-            partial(self._backward, model, window),
+            partial(self._backward, self._engine.model, window),
             progress=self._progress(),
             seed=self.args.seed,
             names=self._names,
-            per_example=partial(self._forward_per_example, model),
+            per_example=partial(self._forward_per_example, self._engine.model),
             shares=natural_shares(window, slicer, self._ranks_counted()),
             where=self._where,
             sample=partial(draw, self),
@@ -321,8 +326,16 @@ class SAMMixin(Passes):
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         """Save as the class behind, and the method's state."""
         super()._save_optimizer_and_scheduler(output_dir)
-        if self.args.should_save and not isinstance(self._method, Plain):
-            save_state(output_dir, self._method.describe(), self._method.state_dict(), self._names)
+        if not isinstance(self._method, Plain):
+            save_state(
+                output_dir,
+                self._method.describe(),
+                self._method.state_dict(),
+                self._names,
+                self._params,
+                self._engine,
+                main=self.args.should_save,
+            )
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """Write the card as the class behind, with a tag and a section that names the method."""

@@ -5,15 +5,30 @@ need.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 Scalar = float | Tensor
-Total = Callable[[list[Tensor | None]], Tensor]
-"""Adds one `()` sum per parameter (`None` where missing) up to the `()` sum over all parameters."""
+Parts = list[Tensor | None]
+"""One `()` value per parameter, of what this process holds of it; `None` where there is nothing."""
+
+
+class Shards:
+    """How parameters are spread over processes: here not at all, each process holds them whole."""
+
+    def sums(self, parts: Parts) -> Parts:
+        """Return per parameter the sum of the values of all its shards."""
+        return parts
+
+    def before(self, parts: Parts) -> Parts:
+        """Return per parameter the sum of the values of the shards before this process's."""
+        return [None if part is None else torch.zeros_like(part) for part in parts]
+
+
+WHOLE = Shards()
 
 
 def add_up(sums: list[Tensor | None]) -> Tensor:
@@ -30,15 +45,15 @@ class Vector(Sequence[Tensor | None]):
     An entry is `None` where there is nothing (no gradient, or a parameter that is left alone). In
     sums `None` counts as zero (`None + x = x`); in products and scalings it stays `None`. `+ - * /`
     make new vectors; `mul_` and `add_` change this one in place. `*` with another vector is element
-    by element. Tensors are local shards where the parameters are sharded; `total` then adds up over
-    all of them, so that `dot` and `norm` are global.
+    by element. Tensors are local shards where the parameters are sharded; `shards` then adds up
+    over all of them, so that `dot` and `norm` are global.
     """
 
-    __slots__ = ("_norm", "tensors", "total")
+    __slots__ = ("_norm", "shards", "tensors")
 
-    def __init__(self, tensors: Iterable[Tensor | None], total: Total = add_up) -> None:
+    def __init__(self, tensors: Iterable[Tensor | None], shards: Shards = WHOLE) -> None:
         self.tensors = list(tensors)
-        self.total = total
+        self.shards = shards
         self._norm: Tensor | None = None
 
     def __len__(self) -> int:
@@ -55,7 +70,7 @@ class Vector(Sequence[Tensor | None]):
         return f"Vector({len(self)} tensors: {shapes[:4]}{'...' if len(self) > 4 else ''})"
 
     def _like(self, tensors: Iterable[Tensor | None]) -> Vector:
-        return Vector(tensors, self.total)
+        return Vector(tensors, self.shards)
 
     # -- sums -----------------------------------------------------------------------------------
 
@@ -133,21 +148,28 @@ class Vector(Sequence[Tensor | None]):
             if a is not None and b is not None:
                 wide = torch.promote_types(a.dtype, torch.float32)
                 sums[i] = torch.dot(a.flatten().to(wide), b.flatten().to(wide))
-        return self.total(sums)
+        return add_up(self.shards.sums(sums))
 
     def norm(self) -> Tensor:
         """Return the L2 norm over all parameters as a `()` tensor (float32 or wider), computed
         once.
         """
         if self._norm is None:
-            sums: list[Tensor | None] = [None] * len(self)
-            for indices in _by_kind(self.tensors, self.present):
-                mine: list[Any] = [self.tensors[i] for i in indices]
-                wide = torch.promote_types(mine[0].dtype, torch.float32)
-                for i, norm in zip(indices, torch._foreach_norm(mine, 2, dtype=wide), strict=True):
-                    sums[i] = norm * norm
-            self._norm = self.total(sums).sqrt()
+            self._norm = add_up(self._squares()).sqrt()
         return self._norm
+
+    def norms(self) -> list[Tensor | None]:
+        """Return the L2 norm of each entry, over all of its shards, as `()` tensors."""
+        return [None if square is None else square.sqrt() for square in self._squares()]
+
+    def _squares(self) -> Parts:
+        squares: Parts = [None] * len(self)
+        for indices in _by_kind(self.tensors, self.present):
+            mine: list[Any] = [self.tensors[i] for i in indices]
+            wide = torch.promote_types(mine[0].dtype, torch.float32)
+            for i, norm in zip(indices, torch._foreach_norm(mine, 2, dtype=wide), strict=True):
+                squares[i] = norm * norm
+        return self.shards.sums(squares)
 
     # -- structure ------------------------------------------------------------------------------
 

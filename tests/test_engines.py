@@ -24,16 +24,22 @@ from tests.toys import bert, examples, make_trainer, train
 # given the marks that transformers and accelerate leave on one.
 
 
-def deepspeed(trainer: Any) -> None:
-    trainer.is_deepspeed_enabled = True
+def deepspeed(stage: int = 2, reentrant: bool = False, **config: Any) -> Callable[[Any], None]:
+    def mark(trainer: Any) -> None:
+        plugin = SimpleNamespace(zero_stage=stage, deepspeed_config=config)
+        trainer.accelerator = stand_in(trainer, state=SimpleNamespace(deepspeed_plugin=plugin))
+        if reentrant:
+            trainer.args.gradient_checkpointing_kwargs = {"use_reentrant": True}
+
+    return mark
 
 
-def deepspeed_by_accelerate(trainer: Any) -> None:
-    trainer.accelerator = stand_in(trainer, distributed_type=DistributedType.DEEPSPEED)
+def fsdp(version: int) -> Callable[[Any], None]:
+    def mark(trainer: Any) -> None:
+        plugin = SimpleNamespace(fsdp_version=version)
+        trainer.accelerator = stand_in(trainer, state=SimpleNamespace(fsdp_plugin=plugin))
 
-
-def fsdp(trainer: Any) -> None:
-    trainer.is_fsdp_enabled = True
+    return mark
 
 
 def fsdp_by_argument(trainer: Any) -> None:
@@ -94,20 +100,23 @@ def mode(which: ParallelMode) -> Callable[[Any], None]:
 
 def stand_in(trainer: Any, **differs: Any) -> Any:
     """The trainer's accelerator, but for some attributes."""
-    names = ("distributed_type", "parallelism_config", "ddp_handler", "num_processes")
+    names = ("distributed_type", "parallelism_config", "ddp_handler", "num_processes", "state")
     found = {name: getattr(trainer.accelerator, name, None) for name in names}
     precision = {"mixed_precision": trainer.accelerator.mixed_precision}
     return SimpleNamespace(**found | precision | differs)
 
 
 MARKS: list[tuple[str, Callable[[Any], None]]] = [
-    ("DeepSpeed", deepspeed),
-    ("DeepSpeed", deepspeed_by_accelerate),
-    ("FSDP", fsdp),
-    ("FSDP", fsdp_by_argument),
-    ("FSDP", fsdp_by_parallelism),
-    ("FSDP", loaded(fsdp_size=2)),
-    ("FSDP", kind("FSDP")),
+    ("DeepSpeed with ZeRO-3", deepspeed(3)),
+    ("DeepSpeed without ZeRO (stage 0)", deepspeed(0)),
+    (
+        "DeepSpeed's own autocast (torch_autocast in its configuration)",
+        deepspeed(torch_autocast={"enabled": True}),
+    ),
+    ("DeepSpeed with reentrant activation checkpointing", deepspeed(reentrant=True)),
+    ("FSDP1 (accelerate's plugin with fsdp_version 1)", fsdp(1)),
+    ("FSDP that accelerate does not apply (its plugin needs a GPU)", fsdp_by_argument),
+    ("FSDP that accelerate does not apply (its plugin needs a GPU)", fsdp_by_parallelism),
     ("tensor, expert or pipeline parallelism", loaded(tp_size=2)),
     ("tensor, expert or pipeline parallelism", loaded(pp_size=2)),
     ("tensor, expert or pipeline parallelism", loaded(ep_size=2, tp_size=2)),
@@ -136,6 +145,28 @@ def test_an_engine_is_refused(tmp_path: Path, name: str, mark: Callable[[Any], N
     with pytest.raises(NotImplementedError) as refused:
         check_engine(trainer)
     assert str(refused.value) == f"hf_sam does not support {name}: {row.why}"
+
+
+ALLOWED = [deepspeed(1), deepspeed(2, fp16={"enabled": True}), fsdp(2), loaded(fsdp_size=2)]
+
+
+@pytest.mark.parametrize("mark", ALLOWED)
+def test_sharding_of_gradients_and_weights_is_allowed(
+    tmp_path: Path, mark: Callable[[Any], None]
+) -> None:
+    trainer = make_trainer(tmp_path)
+    mark(trainer)
+    check_engine(trainer)
+
+
+@pytest.mark.parametrize("mark", [fsdp(2), loaded(fsdp_size=2), loaded(dp_replicate_size=2)])
+def test_fsdp2_has_no_gradient_of_a_rank_of_its_own(
+    tmp_path: Path, mark: Callable[[Any], None]
+) -> None:
+    trainer = make_trainer(tmp_path, sam_ascent_sync="local")
+    mark(trainer)
+    with pytest.raises(ValueError, match="'local' is not possible under FSDP2.*'global'"):
+        check_engine(trainer)
 
 
 def test_every_row_that_refuses_is_tested() -> None:
@@ -202,7 +233,7 @@ def test_a_partial_backward_leaves_the_accelerator_as_it_was(tmp_path: Path) -> 
 
     accelerator.backward = own
     params = [torch.nn.Parameter(torch.ones(2)), torch.nn.Parameter(torch.ones(2))]
-    with pytest.raises(RuntimeError), trainer._engine.only(params, [True, False]):
+    with pytest.raises(RuntimeError), trainer._engine.passes(params, [True, False]):
         accelerator.backward((params[0] * params[1]).sum())
         raise RuntimeError
     assert accelerator.backward is own and calls == [["inputs"]]

@@ -26,6 +26,7 @@ from transformers import (
 
 from hf_sam import ASAM, METHODS, SAM, SAMArguments, SAMMixin, SAMTrainer, SAMTrainingArguments
 from tests.toys import (
+    CHECKPOINTING,
     assert_equal,
     bert,
     examples,
@@ -265,13 +266,6 @@ def test_gradients_of_what_is_not_perturbed_are_not_computed_twice(
         elif key != "esam":  # which leaves out some of them by chance
             assert n == 2 * passes, name
     assert logged(trainer, "sam/ascent_grad_norm")[0] > 0
-
-
-CHECKPOINTING = (
-    "activation_checkpointing"
-    if "activation_checkpointing" in TrainingArguments.__dataclass_fields__
-    else "gradient_checkpointing"
-)
 
 
 @pytest.mark.parametrize("reentrant", [True, False])

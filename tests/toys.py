@@ -25,6 +25,13 @@ from hf_sam import Landscape, Progress, SAMTrainer, SAMTrainingArguments, Vector
 
 Example = dict[str, Any]
 
+CHECKPOINTING = (
+    "activation_checkpointing"
+    if "activation_checkpointing" in TrainingArguments.__dataclass_fields__
+    else "gradient_checkpointing"
+)
+"""The argument's name, which transformers has changed."""
+
 
 def bert(dropout: float = 0.0) -> torch.nn.Module:
     """A sequence classifier that ignores num_items_in_batch."""

@@ -1,13 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """Method state in a checkpoint folder: what the method was, and one tensor per state entry and
 parameter.
+
+Where parameters are sharded each process writes its rows, with torch's distributed checkpoint; any
+number of processes can read either form.
 """
 
 from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,43 +19,80 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from ..vector import StateValue, Vector
+from ..vector import WHOLE, StateValue, Vector
+from .sharding import Engine
 
 logger = logging.getLogger(__name__)
 
 DESCRIPTION = "sam_state.json"
 TENSORS = "sam_state.safetensors"
+SHARDED = "sam_state"
 SEPARATOR = "//"
 
 
 def save_state(
-    folder: str | Path, method: dict[str, Any], state: dict[str, StateValue], names: Sequence[str]
+    folder: str | Path,
+    method: dict[str, Any],
+    state: dict[str, StateValue],
+    names: Sequence[str],
+    params: Sequence[Tensor],
+    engine: Engine,
+    main: bool,
 ) -> None:
-    """Write a method's description and state into a checkpoint folder."""
+    """Write a method's description and state into a checkpoint folder.
+
+    Args:
+        folder: of the checkpoint.
+        method: its description.
+        state: what it carries.
+        names: the parameters' names.
+        params: the parameters.
+        engine: says what of each this process holds.
+        main: this process writes what all processes have alike.
+    """
     tensors: dict[str, Tensor] = {}
     numbers: dict[str, int | float] = {}
     for key, value in state.items():
         if isinstance(value, Vector):
-            entries = zip(names, value, strict=True)
-            tensors.update(
-                (f"{key}{SEPARATOR}{n}", t.contiguous()) for n, t in entries if t is not None
-            )
+            for name, param, entry in zip(names, params, value, strict=True):
+                if entry is not None:
+                    tensors[f"{key}{SEPARATOR}{name}"] = _like(param, entry.contiguous(), engine)
         elif isinstance(value, Tensor):
             tensors[key] = value.contiguous()
         else:
             numbers[key] = value
     vectors = [key for key, value in state.items() if isinstance(value, Vector)]
     Path(folder).mkdir(parents=True, exist_ok=True)
-    text = json.dumps({"method": method, "numbers": numbers, "vectors": vectors}, indent=2)
-    (Path(folder) / DESCRIPTION).write_text(text + "\n", encoding="utf-8")
-    if tensors:
+    if main:
+        text = json.dumps({"method": method, "numbers": numbers, "vectors": vectors}, indent=2)
+        (Path(folder) / DESCRIPTION).write_text(text + "\n", encoding="utf-8")
+    if tensors and engine.shards is not WHOLE:
+        distributed_checkpoint().save(tensors, checkpoint_id=Path(folder) / SHARDED)
+    elif tensors and main:
         save_file(tensors, str(Path(folder) / TENSORS))
 
 
+def _like(param: Tensor, entry: Tensor, engine: Engine) -> Tensor:
+    """Return a state's entry as the parameter is, but for one number that stands for all of it."""
+    return engine.like(param, entry) if entry.ndim else entry
+
+
+def distributed_checkpoint() -> Any:
+    """Return torch's module, which takes a while to import."""
+    import torch.distributed.checkpoint as module
+
+    return module
+
+
 def load_state(
-    folder: str | Path, method: dict[str, Any], names: Sequence[str], params: Sequence[Tensor]
+    folder: str | Path,
+    method: dict[str, Any],
+    names: Sequence[str],
+    params: Sequence[Tensor],
+    engine: Engine,
 ) -> dict[str, StateValue]:
-    """Return the state that `save_state` wrote, on the parameters' devices.
+    """Return what this process holds of the state that `save_state` wrote, on the parameters'
+    devices.
 
     A checkpoint of another method, or of none, gives an empty state and one warning: state starts
     at first use.
@@ -71,8 +112,8 @@ def load_state(
             "the saved method state is left aside."
         )
         return {}
-    tensors_path = Path(folder) / TENSORS
-    tensors = load_file(str(tensors_path)) if tensors_path.is_file() else {}
+    owners = dict(zip(names, params, strict=True))
+    tensors = _read(Path(folder), owners, engine)
     state: dict[str, StateValue] = dict(saved["numbers"])
     for key in saved["vectors"]:
         found = [tensors.pop(f"{key}{SEPARATOR}{name}", None) for name in names]
@@ -82,6 +123,43 @@ def load_state(
     device = params[0].device if params else torch.device("cpu")
     state.update((key, t.to(device)) for key, t in tensors.items() if SEPARATOR not in key)
     return state
+
+
+def _read(folder: Path, owners: dict[str, Tensor], engine: Engine) -> dict[str, Tensor]:
+    """Return what this process holds of the saved tensors, by their names."""
+
+    def owner(key: str, size: torch.Size) -> Tensor | None:
+        """Return the parameter whose shape a tensor has, None for a number."""
+        param = owners.get(key.partition(SEPARATOR)[2])
+        return param if param is not None and size == param.shape else None
+
+    if (folder / SHARDED).is_dir():
+        return _read_sharded(folder / SHARDED, owner, engine)
+    if not (folder / TENSORS).is_file():
+        return {}
+    whole = load_file(str(folder / TENSORS))
+    owned = {key: owner(key, tensor.shape) for key, tensor in whole.items()}
+    return {k: t if (p := owned[k]) is None else engine.part(p, t) for k, t in whole.items()}
+
+
+def _read_sharded(
+    folder: Path, owner: Callable[[str, torch.Size], Tensor | None], engine: Engine
+) -> dict[str, Tensor]:
+    """Return what this process holds of tensors that were saved by rows."""
+    module = distributed_checkpoint()
+    known = module.FileSystemReader(folder).read_metadata().state_dict_metadata
+    tensors = {}
+    for key, found in known.items():
+        param, dtype = owner(key, found.size), found.properties.dtype
+        if param is None:
+            tensors[key] = torch.empty(found.size, dtype=dtype)
+        else:
+            held = torch.empty_like(engine.local(param.detach()), dtype=dtype)
+            tensors[key] = engine.like(param, held)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "torch.distributed is disabled")  # one process reads it
+        module.load(tensors, checkpoint_id=folder)
+    return {key: engine.local(tensor) for key, tensor in tensors.items()}
 
 
 def kind(method: dict[str, Any]) -> str:

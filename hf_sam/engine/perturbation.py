@@ -77,6 +77,7 @@ class Perturbation:
         ok: Tensor,
         supports: Sequence[Support | None] | None = None,
     ) -> None:
+        self._place = {id(p): i for i, p in enumerate(params)}
         entries = zip(params, eps, supports or [None] * len(eps), strict=True)
         self._entering = [(p, e, s) for p, e, s in entries if e is not None]
         self._ok = ok
@@ -121,7 +122,7 @@ class Perturbation:
         self._saved_inside.append((param, support, saved))
         for mask, count, (w, e) in support.pieces(param, eps):
             saved.append(_gather(w, mask, count))
-            torch.where(mask & ok, e + w, w, out=w)
+            torch.where(mask & ok, (e + w).to(w.dtype), w, out=w)
 
     @torch.no_grad()
     def __exit__(
@@ -139,13 +140,11 @@ class Perturbation:
         self._saved, self._saved_inside = [], []
 
     @torch.no_grad()
-    def displacement_dot(
-        self, vector: Sequence[Tensor | None], params: Sequence[Tensor]
-    ) -> list[Tensor | None]:
+    def displacement_dot(self, vector: Sequence[Tensor | None]) -> list[Tensor | None]:
         """Return per parameter the `()` inner product of the step taken (as rounded) with
         `vector`'s entry.
         """
-        place = {id(p): i for i, p in enumerate(params)}
+        place = self._place
         steps: dict[int, list[Tensor]] = {}
         for param, start, now, before in self._saved:
             entry = vector[place[id(param)]]
@@ -161,7 +160,7 @@ class Perturbation:
                     (w, w.masked_scatter(mask, values), e) for values, (mask, _, (w, e)) in pieces
                 )
                 steps[place[id(param)]] = [dot]
-        return [torch.stack(steps[i]).sum() if i in steps else None for i in range(len(params))]
+        return [torch.stack(steps[i]).sum() if i in steps else None for i in range(len(vector))]
 
 
 def _zero_unless(ok: Tensor, values: Tensor) -> None:

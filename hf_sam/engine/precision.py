@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -21,6 +21,16 @@ CHUNK = 1 << 20
 """Elements looked at together when rounding is measured: the bound on scratch memory."""
 
 
+def scale_of(accelerator: Accelerator) -> Tensor | None:
+    """Return the `()` scale of accelerate's GradScaler, None without one.
+
+    It stays on the device; `get_scale()` would wait for it. The scaler is looked up each time, as
+    it may be replaced.
+    """
+    scaler = accelerator.scaler
+    return scaler._scale if scaler is not None and scaler.is_enabled() else None
+
+
 class LossScaling:
     """Stands between a method, which sees unscaled gradients, and Trainer's GradScaler, if any.
 
@@ -30,21 +40,17 @@ class LossScaling:
     and GradScaler then do what they do anyway.
 
     Args:
-        accelerator: the Trainer's; its `scaler` is looked up each time, as it may be replaced.
+        scale: returns the factor on the losses of now, None without any; see `scale_of`.
     """
 
-    def __init__(self, accelerator: Accelerator) -> None:
-        self._accelerator = accelerator
+    def __init__(self, scale: Callable[[], Tensor | None]) -> None:
+        self._scale = scale
         self._found: dict[torch.device, Tensor] = {}
 
     @property
     def scale(self) -> Tensor | None:
-        """The `()` factor on this update's losses, None without a scaler.
-
-        It stays on the device; `get_scale()` would wait for it.
-        """
-        scaler = self._accelerator.scaler
-        return scaler._scale if scaler is not None and scaler.is_enabled() else None
+        """The `()` factor on this update's losses, None without any."""
+        return self._scale()
 
     def start(self) -> None:
         """Forget what was found: a new update begins."""
@@ -86,10 +92,16 @@ class RoundingWatch:
 
     Args:
         speaks: whether this process writes the warning.
+        average_: takes means over processes, each of which looks at what it holds.
     """
 
-    def __init__(self, speaks: bool = True) -> None:
+    def __init__(
+        self,
+        speaks: bool = True,
+        average_: Callable[[Sequence[Tensor]], None] = lambda tensors: None,
+    ) -> None:
         self._speaks = speaks
+        self._average_ = average_
         self._done = False
 
     def __call__(self, params: Sequence[Tensor], eps: Sequence[Tensor | None]) -> None:
@@ -101,7 +113,7 @@ class RoundingWatch:
         if not kinds:
             self._done = bool(pairs)
             return
-        cosine, moved = what_rounding_leaves(pairs)
+        cosine, moved = what_rounding_leaves(pairs, self._average_)
         if math.isnan(cosine):
             return
         self._done = True
@@ -116,11 +128,15 @@ class RoundingWatch:
 
 
 @torch.no_grad()
-def what_rounding_leaves(pairs: Sequence[tuple[Tensor, Tensor]]) -> tuple[float, float]:
+def what_rounding_leaves(
+    pairs: Sequence[tuple[Tensor, Tensor]],
+    average_: Callable[[Sequence[Tensor]], None] = lambda tensors: None,
+) -> tuple[float, float]:
     """Return how well `p + eps` can be stored.
 
     Args:
         pairs: parameters p and their perturbations eps.
+        average_: takes the mean of a tensor over processes, in place.
 
     Returns:
         The cosine between all eps and all steps (p + eps) - p as stored: 0 if the perturbation is
@@ -130,15 +146,17 @@ def what_rounding_leaves(pairs: Sequence[tuple[Tensor, Tensor]]) -> tuple[float,
     for param, eps in pairs:
         wide = torch.promote_types(param.dtype, torch.float32)  # in which the step is exact
         for p, e in zip(param.flatten().split(CHUNK), eps.flatten().split(CHUNK), strict=True):
-            step, wanted = (e + p).to(wide) - p.to(wide), e.to(wide)
+            step, wanted = (e + p).to(p.dtype).to(wide) - p.to(wide), e.to(wide)
             dots = step.dot(wanted), step.dot(step), wanted.dot(wanted)
-            sums.append(torch.stack([*dots, step.count_nonzero().to(wide)]))
-    total = torch.stack([s.to(sums[0].device) for s in sums]).cpu().double().sum(0)
-    along, square, wanted_square, moved = total.tolist()
+            counts = step.count_nonzero().to(wide), wanted.new_tensor(step.numel())
+            sums.append(torch.stack([*dots, *counts]))
+    total = torch.stack([s.to(sums[0].device) for s in sums]).sum(0)
+    average_([total])
+    along, square, wanted_square, moved, elements = total.tolist()
     if not 0 < wanted_square < math.inf:
         return math.nan, math.nan
     cosine = along / math.sqrt(square * wanted_square) if square > 0 else 0.0
-    return cosine, moved / sum(p.numel() for p, _ in pairs)
+    return cosine, moved / elements
 
 
 def _by_kind(tensors: Sequence[Tensor | None]) -> Iterator[list[Tensor]]:

@@ -1,19 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Who computes a gradient with whom: one process, or several through accelerate."""
+"""Who computes a gradient with whom, and who holds what of it: one process, or several that hold
+everything; `fsdp2.py` and `zero.py` are the others.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from ..vector import Total, add_up
-from .precision import LossScaling, RoundingWatch
+from ..vector import WHOLE, Shards
+from .precision import LossScaling, RoundingWatch, scale_of
 from .replay import Replay
 
 if TYPE_CHECKING:
@@ -38,18 +40,18 @@ class How:
 class Engine:
     """What a Landscape needs from the machinery around it, for one process that holds everything.
 
-    `local_ascent` says whether a gradient that only serves to perturb may stay this rank's own.
+    Attributes:
+        local_ascent: whether a gradient that only serves to perturb may stay this rank's own.
+        shards: how the parameters are spread over processes.
     """
 
     local_ascent: bool = False
-    total: Total = staticmethod(add_up)
+    shards: Shards = WHOLE
 
     def __init__(self, replay: Replay | None = None) -> None:
         self.replay = replay or Replay()
 
-    def no_sync(self, own: bool = False) -> AbstractContextManager[None]:
-        """Surround a pass whose gradient is not averaged over ranks (yet, or `own`: ever)."""
-        return nullcontext()
+    # -- gradients ------------------------------------------------------------------------------
 
     def how(self, local_ok: bool, partial: bool, averaged: str) -> How:
         """Return how the ranks share the gradient of a pass.
@@ -68,41 +70,73 @@ class Engine:
         apart = partial or averaged != "pass"
         return How(together=not apart, averaged=apart, shared=True)
 
-    def only(
-        self, params: Sequence[Tensor], chosen: Sequence[bool] | None
+    def no_sync(self, own: bool = False) -> AbstractContextManager[None]:
+        """Surround a pass whose gradient is not averaged over ranks (yet, or `own`: ever)."""
+        return nullcontext()
+
+    def passes(
+        self, params: Sequence[Tensor], chosen: Sequence[bool] | None = None
     ) -> AbstractContextManager[None]:
-        """Surround a backward that needs to compute the gradients of the chosen parameters only."""
+        """Surround the passes of a gradient, of which only the chosen parameters' may be needed."""
         return nullcontext()
 
     def take(self, params: Sequence[Tensor]) -> list[Tensor | None]:
-        """Take ownership of the gradients, unscaled; `.grad` is `None` afterwards."""
-        grads = [p.grad for p in params]
+        """Take ownership of what this process holds of the gradients, unscaled; `.grad` is `None`
+        afterwards.
+        """
+        grads = [None if p.grad is None else self.local(p.grad) for p in params]
         for p in params:
             p.grad = None
         return grads
 
-    def before_perturbing(self, params: Sequence[Tensor], eps: Sequence[Tensor | None]) -> None:
-        """Look at a perturbation that is about to be applied."""
-
     def give(self, params: Sequence[Tensor], update: Sequence[Tensor | None]) -> Tensor | None:
-        """Write the update to `.grad`; `update` is consumed.
+        """Hand the update to the optimizer; `update` is consumed.
 
         Returns:
-            A `()` bool tensor, equal on all ranks, that says whether a GradScaler will skip this
-            update; None without a GradScaler.
+            A `()` bool tensor, equal on all ranks, that says whether loss scaling will skip this
+            update; None without loss scaling.
         """
         for param, entry in zip(params, update, strict=True):
-            param.grad = entry
+            param.grad = None if entry is None else self.like(param, entry)
         return None
 
     def average_(self, tensors: Sequence[Tensor]) -> None:
         """Replace each tensor by its mean over ranks, in place."""
+
+    def agreed(self, shares: list[Any]) -> list[Any]:
+        """Return the shares of groups of examples that ranks perturb together: means over ranks."""
+        return shares
 
     def average_gradients_(
         self, params: Sequence[Tensor], grads: list[Tensor | None]
     ) -> list[Tensor | None]:
         """Return the means over ranks, in the same storage; None where every rank has None."""
         return grads
+
+    # -- weights --------------------------------------------------------------------------------
+
+    def held(self, params: Sequence[Tensor]) -> list[Tensor]:
+        """Return what this process holds of the weights, in their own storage."""
+        return [self.local(p.detach()) for p in params]
+
+    def local(self, tensor: Tensor) -> Tensor:
+        """Return what this process holds of a parameter or gradient, in its own storage."""
+        return tensor
+
+    def like(self, param: Tensor, held: Tensor) -> Tensor:
+        """Return what this process holds of a gradient as the optimizer expects the parameter's."""
+        return held
+
+    def part(self, param: Tensor, whole: Tensor) -> Tensor:
+        """Return of a tensor of the parameter's full shape the part that this process holds."""
+        return whole
+
+    def watch(self, held: Sequence[Tensor], eps: Sequence[Tensor | None]) -> None:
+        """Look at a perturbation that is about to be applied."""
+
+    def moving(self) -> AbstractContextManager[None]:
+        """Surround everything from before the weights move until after they have returned."""
+        return nullcontext()
 
 
 class AcceleratedEngine(Engine):
@@ -115,6 +149,9 @@ class AcceleratedEngine(Engine):
         local_ascent: whether a gradient that only serves to perturb stays this rank's own.
         whole_backward: a backward for some parameters only would leave gradients out (reentrant
             checkpointing).
+
+    Attributes:
+        model: what a pass calls.
     """
 
     def __init__(
@@ -122,18 +159,27 @@ class AcceleratedEngine(Engine):
         accelerator: Accelerator,
         model: nn.Module,
         replay: Replay,
-        local_ascent: bool,
+        local_ascent: bool = False,
         whole_backward: bool = False,
     ) -> None:
         super().__init__(replay)
+        self.model = model
+        self.rank, self.ranks = accelerator.process_index, accelerator.num_processes
+        self.local_ascent = local_ascent and self.ranks > 1
         self._accelerator = accelerator
-        self._model = model
-        self.local_ascent = local_ascent and accelerator.num_processes > 1
         self._views = getattr(model, "gradient_as_bucket_view", False)
         self._every_batch = accelerator.gradient_state.plugin_kwargs.get("sync_each_batch", False)
-        self._scaling = LossScaling(accelerator)
-        self._watch = RoundingWatch(speaks=accelerator.is_main_process)
+        self._scaling = LossScaling(partial(scale_of, accelerator))
+        self._watch = RoundingWatch(accelerator.is_main_process, self.average_)
         self._whole_backward = whole_backward
+
+    def params(self, optimizer: Any) -> list[Tensor]:
+        """Return the trainable parameters, in the optimizer's order."""
+        return [p for group in optimizer.param_groups for p in group["params"]]
+
+    def mine(self, drawn: list[Any]) -> list[Any]:
+        """Return this rank's share of examples whose gradients are looked at one by one."""
+        return drawn[self.rank :: self.ranks]
 
     def start(self) -> None:
         """Begin a new update, also after one that an exception ended."""
@@ -147,21 +193,29 @@ class AcceleratedEngine(Engine):
         """
         if self._every_batch and not own:
             return nullcontext()
-        return self._accelerator.no_sync(self._model)
+        return self._accelerator.no_sync(self.model)
 
     @contextmanager
-    def only(self, params: Sequence[Tensor], chosen: Sequence[bool] | None) -> Iterator[None]:
-        """Surround a backward that needs to compute the gradients of the chosen parameters only."""
+    def passes(
+        self, params: Sequence[Tensor], chosen: Sequence[bool] | None = None
+    ) -> Iterator[None]:
+        """Surround the passes of a gradient; it is computed for the chosen parameters only."""
         if chosen is None or self._whole_backward:
             yield
             return
         subset = [p for p, yes in zip(params, chosen, strict=True) if yes and p.requires_grad]
-        accelerator, whole = self._accelerator, self._accelerator.backward
-        accelerator.backward = partial(whole, inputs=subset)
+        with self._backward_is(partial(self._accelerator.backward, inputs=subset)):
+            yield
+
+    @contextmanager
+    def _backward_is(self, backward: Callable[..., None]) -> Iterator[None]:
+        """Have passes call another `accelerator.backward`."""
+        accelerator, before = self._accelerator, self._accelerator.backward
+        accelerator.backward = backward
         try:
             yield
         finally:
-            accelerator.backward = whole
+            accelerator.backward = before
 
     def take(self, params: Sequence[Tensor]) -> list[Tensor | None]:
         """Take ownership of the gradients, unscaled; `.grad` is `None` afterwards.
@@ -174,10 +228,6 @@ class AcceleratedEngine(Engine):
         self._scaling.unscale_(grads)
         return grads
 
-    def before_perturbing(self, params: Sequence[Tensor], eps: Sequence[Tensor | None]) -> None:
-        """Measure once what rounding leaves of a perturbation of weights stored in 16 bits."""
-        self._watch(params, eps)
-
     def give(self, params: Sequence[Tensor], update: Sequence[Tensor | None]) -> Tensor | None:
         """Write the update to `.grad`, scaled as clipping and the optimizer step expect it.
 
@@ -187,18 +237,32 @@ class AcceleratedEngine(Engine):
         """
         overflow = self._scaling.overflow()
         if overflow is not None:
-            if self._accelerator.num_processes > 1:
+            if self.ranks > 1:
                 torch.distributed.all_reduce(overflow, torch.distributed.ReduceOp.MAX)
             self._scaling.scale_(update, overflow)
         super().give(params, update)
         return None if overflow is None else overflow > 0
 
+    def watch(self, held: Sequence[Tensor], eps: Sequence[Tensor | None]) -> None:
+        """Measure once what rounding leaves of a perturbation of weights stored in 16 bits."""
+        self._watch(held, eps)
+
     def average_(self, tensors: Sequence[Tensor]) -> None:
         """Replace each tensor by its mean over ranks, in place."""
-        if self._accelerator.num_processes > 1:
+        if self.ranks > 1:
             for tensor in tensors:
                 torch.distributed.all_reduce(tensor)
-                tensor /= self._accelerator.num_processes
+                tensor /= self.ranks
+
+    def agreed(self, shares: list[Any]) -> list[Any]:
+        """Return the shares of groups of examples that ranks perturb together: means over ranks."""
+        if self.ranks == 1 or self.local_ascent:
+            return shares
+        device = self._accelerator.device
+        wide = torch.float32 if device.type == "mps" else torch.float64
+        means = torch.stack([torch.as_tensor(s, dtype=wide, device=device) for s in shares])
+        self.average_([means])
+        return list(means)
 
     def average_gradients_(
         self, params: Sequence[Tensor], grads: list[Tensor | None]
@@ -208,14 +272,18 @@ class AcceleratedEngine(Engine):
         The ranks first agree on which there are: data decides that, and no rank may wait for
         another's all-reduce.
         """
-        if self._accelerator.num_processes == 1:
+        if self.ranks == 1:
             return grads
         device = self._accelerator.device
         there = torch.tensor([g is not None for g in grads], dtype=torch.uint8, device=device)
         torch.distributed.all_reduce(there, torch.distributed.ReduceOp.MAX)
         whole = [
-            None if not somewhere else (torch.zeros_like(p) if g is None else g)
+            None if not somewhere else (self._zeros(p) if g is None else g)
             for p, g, somewhere in zip(params, grads, there.tolist(), strict=True)
         ]
         self.average_([g for g in whole if g is not None])
         return whole
+
+    def _zeros(self, param: Tensor) -> Tensor:
+        """Return a gradient of zeros, as `take` would give it."""
+        return torch.zeros_like(param, requires_grad=False)

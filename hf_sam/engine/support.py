@@ -61,6 +61,36 @@ def _loaded(*names: str) -> Found:
     return found
 
 
+def _plugin_version(trainer: Any) -> int | None:
+    """Return the version of accelerate's FSDP plugin, None without one."""
+    plugin = getattr(trainer.accelerator.state, "fsdp_plugin", None)
+    return None if plugin is None else int(plugin.fsdp_version)
+
+
+def is_fsdp2(trainer: Any) -> bool:
+    """Return whether the parameters are sharded by FSDP2: by transformers, or by accelerate."""
+    return _loaded("fsdp", "dp_replicate")(trainer) or _plugin_version(trainer) == 2
+
+
+def _stage(trainer: Any) -> int | None:
+    """Return DeepSpeed's ZeRO stage, None without DeepSpeed."""
+    plugin = getattr(trainer.accelerator.state, "deepspeed_plugin", None)
+    return None if plugin is None else int(plugin.zero_stage)
+
+
+def _deepspeed(trainer: Any) -> dict[str, Any]:
+    """Return DeepSpeed's configuration, empty without DeepSpeed."""
+    plugin = getattr(trainer.accelerator.state, "deepspeed_plugin", None)
+    return {} if plugin is None else dict(plugin.deepspeed_config)
+
+
+def _reentrant_asked(args: Any) -> bool:
+    """Return whether the arguments say so; transformers itself chooses the other mode."""
+    names = ("gradient_checkpointing_kwargs", "activation_checkpointing_kwargs")
+    given = [getattr(args, name, None) or {} for name in names if name in vars(args)]
+    return any(kwargs.get("use_reentrant") for kwargs in given)
+
+
 def _static_graph(trainer: Any) -> bool:
     handler = trainer.accelerator.ddp_handler
     return trainer.accelerator.num_processes > 1 and getattr(handler, "static_graph", False)
@@ -82,10 +112,40 @@ ENGINES = (
     EngineRow("fp16 or bf16 autocast (fp16=True, bf16=True)", "all", "weights stay float32"),
     EngineRow("PEFT adapters", "all", "the adapter's trainable weights are perturbed"),
     EngineRow(
-        "DeepSpeed",
+        "FSDP2 (accelerate_configs/fsdp2.yaml, DistributedConfig(fsdp_size=n))",
+        "all",
+        "one perturbation for all ranks: a gradient of a rank's own does not exist",
+    ),
+    EngineRow(
+        "DeepSpeed with ZeRO-1 or ZeRO-2 (accelerate_configs/zero1.yaml, zero2.yaml)",
+        "all",
+        "ascent and descent gradients stay whole on each rank until DeepSpeed gets the update",
+    ),
+    EngineRow(
+        "DeepSpeed with ZeRO-3",
         "none",
-        "it keeps gradients and weights to itself, so SAM would silently not happen; use DDP",
-        _any(lambda t: bool(t.is_deepspeed_enabled), _distributed("DEEPSPEED")),
+        "its weights are there inside a forward only, so nothing can perturb them; use ZeRO-2 or "
+        "FSDP2",
+        lambda t: _stage(t) == 3,
+    ),
+    EngineRow(
+        "DeepSpeed without ZeRO (stage 0)",
+        "none",
+        "its clipping is another than Trainer's; use ZeRO-1, or DDP",
+        lambda t: _stage(t) == 0,
+    ),
+    EngineRow(
+        "DeepSpeed's own autocast (torch_autocast in its configuration)",
+        "none",
+        "its engine casts around a forward, which SAM's passes do without; use bf16=True",
+        lambda t: bool(_deepspeed(t).get("torch_autocast", {}).get("enabled")),
+    ),
+    EngineRow(
+        "DeepSpeed with reentrant activation checkpointing",
+        "none",
+        "it cannot compute a gradient that DeepSpeed does not see; use "
+        "gradient_checkpointing_kwargs={'use_reentrant': False}",
+        lambda t: _stage(t) is not None and _reentrant_asked(t.args),
     ),
     EngineRow(
         "tensor, expert or pipeline parallelism",
@@ -104,15 +164,10 @@ ENGINES = (
         _parallelism("cp", "sp"),
     ),
     EngineRow(
-        "FSDP",
+        "FSDP1 (accelerate's plugin with fsdp_version 1)",
         "none",
-        "the weights are sharded over ranks; use DDP, with LoRA if the model is too large",
-        _any(
-            lambda t: bool(t.is_fsdp_enabled or t.args.fsdp),
-            _distributed("FSDP"),
-            lambda t: bool(getattr(t, "is_distributed_loading_by_transformers", False)),
-            _parallelism("dp_shard"),
-        ),
+        "it flattens the weights of a module into one; use FSDP2 (fsdp_version: 2)",
+        lambda t: _plugin_version(t) == 1,
     ),
     EngineRow(
         "DDP with a static graph (ddp_static_graph=True)",
@@ -147,6 +202,12 @@ ENGINES = (
         "not proven there; use CPU or GPU",
         _any(_distributed("XLA"), _mode(ParallelMode.TPU)),
     ),
+    EngineRow(
+        "FSDP that accelerate does not apply (its plugin needs a GPU)",
+        "none",
+        "the weights would not be sharded; use DistributedConfig(fsdp_size=n) at from_pretrained",
+        lambda t: (bool(t.args.fsdp) or _parallelism("dp_shard")(t)) and not is_fsdp2(t),
+    ),
 )
 
 
@@ -155,10 +216,16 @@ def check_engine(trainer: Any) -> None:
 
     Raises:
         NotImplementedError: the engine's name, the reason, and what to use instead.
+        ValueError: each rank should perturb along a gradient of its own where there is none.
     """
     for row in ENGINES:
         if row.found is not None and row.found(trainer):
             raise NotImplementedError(f"hf_sam does not support {row.name}: {row.why}")
+    if getattr(trainer.args, "sam_ascent_sync", "auto") == "local" and is_fsdp2(trainer):
+        raise ValueError(
+            "sam_ascent_sync='local' is not possible under FSDP2: every backward averages over "
+            "ranks, so none has a gradient of its own; use 'auto' or 'global'"
+        )
 
 
 UPDATE_IN_BACKWARD = "it updates the weights inside backward, so there is no gradient to hand over"

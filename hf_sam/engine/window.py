@@ -132,13 +132,12 @@ def check_drawable(loader: Any, method: str) -> None:
         )
 
 
-def draw(trainer: Trainer, n: int, generator: torch.Generator) -> list[Batch]:
+def draw(trainer: Any, n: int, generator: torch.Generator) -> list[Batch]:
     """Draw n training examples, equally on all ranks, and return this rank's share of them, one
     batch each.
     """
     loader = trainer.callback_handler.train_dataloader
     data = loader.dataset
     chosen = torch.randint(len(data), (n,), generator=generator).tolist()
-    mine = chosen[trainer.args.process_index :: trainer.args.world_size]
-    batches = [loader.collate_fn([data[i]]) for i in mine]
+    batches = [loader.collate_fn([data[i]]) for i in trainer._engine.mine(chosen)]
     return [Batch(trainer._prepare_inputs(copy.copy(b)), whole=False, drawn=True) for b in batches]

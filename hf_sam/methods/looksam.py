@@ -94,7 +94,7 @@ class LookSAM(Perturbing):
     def _reuse(self, at: Landscape) -> Vector:
         here, vertical = at.gradient(), self.state["vertical"]
         assert isinstance(vertical, Vector)
-        size = Vector(vertical, here.total).norm()  # loaded state knows of no other shards
+        size = Vector(vertical, here.shards).norm()  # loaded state knows of no other shards
         scale = torch.where(size > 0, self.alpha * here.norm() / size, torch.zeros_like(size))
         return here.add_(vertical, scale)
 

@@ -70,12 +70,14 @@ class RSAM(Perturbing):
 
     def update(self, at: Landscape) -> Vector:
         """Return the gradient at w + rho v / |v|."""
-        noise = (self.noise(at, i) if chosen else None for i, chosen in enumerate(at.where))
-        with at.perturbed(Vector(noise, at.weights().total)):
+        w = at.weights()
+        vectors = w.keep([t is not None and t.ndim < 2 for t in w]).norms()
+        noise = (self.noise(at, i, vectors[i]) if yes else None for i, yes in enumerate(at.where))
+        with at.perturbed(Vector(noise, w.shards)):
             smooth = at.gradient(local_ok=True, only=at.some, fraction=self.ascent_fraction)
         v = at.chosen(smooth).mul_(self.lam)
         for i in v.present:
-            v[i].add_(self.noise(at, i))  # type: ignore[union-attr]
+            v[i].add_(self.noise(at, i, vectors[i]))  # type: ignore[union-attr]
         del smooth
         with at.perturbed(to_length(v, self.rho, v.changed().norm(), at)):
             return at.gradient()
@@ -89,28 +91,41 @@ class RSAM(Perturbing):
         """Return s at the share x of the run, 0 to 1."""
         return self.sigma * (0.2 + 0.8 * (1 - math.cos(math.pi * x)) / 2)
 
-    def noise(self, at: Landscape, i: int) -> Tensor:
-        """Return the noise of parameter i: the same however often it is asked for."""
+    def noise(self, at: Landscape, i: int, vector: Tensor | None) -> Tensor:
+        """Return the noise of parameter i: the same however often it is asked for.
+
+        Args:
+            at: the update's Landscape.
+            i: number of the parameter.
+            vector: norm of a parameter that is one filter as a whole, `()`.
+        """
         w = at.weights()[i]
         assert w is not None
-        rows = tuple(range(1, w.ndim)) if w.ndim > 1 else None
-        norms = torch.linalg.vector_norm(w, dim=rows, keepdim=True)
-        return normal(w, (at.seed, at.progress.step, i)).mul_(
-            norms * self.scale(at.progress.fraction)
-        )
+        drawn = at.part(i, normal(w, (at.seed, at.progress.step, i), at.params[i].shape))
+        if vector is None:
+            vector = torch.linalg.vector_norm(w, dim=tuple(range(1, w.ndim)), keepdim=True)
+        return drawn.mul_(vector.to(w) * self.scale(at.progress.fraction))
 
 
-def normal(like: Tensor, key: tuple[int, ...]) -> Tensor:
-    """Return N(0, 1) deviates, a function of `key`, with shape, type and device of a tensor."""
+def normal(like: Tensor, key: tuple[int, ...], shape: torch.Size | None = None) -> Tensor:
+    """Return N(0, 1) deviates, a function of `key`, with type and device of a tensor.
+
+    Args:
+        like: the tensor.
+        key: whole numbers.
+        shape: of the deviates, the tensor's own by default. Where processes hold rows of a
+            parameter each draws for all of it and takes its rows, as one process would.
+    """
+    shape = like.shape if shape is None else shape
     words = np.random.SeedSequence([part % (1 << 64) for part in key])
     wide = torch.promote_types(like.dtype, torch.float32)
     if like.device.type == "cpu":
-        drawn = torch.from_numpy(_normal_numbers(like.numel(), words, _quantiles(wide)))
+        drawn = torch.from_numpy(_normal_numbers(shape.numel(), words, _quantiles(wide)))
     else:
         seed = int(words.generate_state(1, np.uint64)[0] >> np.uint64(1))
         generator = torch.Generator(like.device).manual_seed(seed)
-        drawn = torch.randn(like.shape, generator=generator, device=like.device, dtype=wide)
-    return drawn.view(like.shape).to(like.dtype)
+        drawn = torch.randn(shape, generator=generator, device=like.device, dtype=wide)
+    return drawn.view(shape).to(like.dtype)
 
 
 def _normal_numbers(n: int, words: np.random.SeedSequence, quantiles: np.ndarray) -> np.ndarray:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..landscape import Landscape, Masked, Support
-from ..vector import StateValue, Vector
+from ..vector import WHOLE, Shards, StateValue, Vector, add_up
 from .direction import Direction
 
 Scores = list[Tensor | None]
@@ -136,11 +136,11 @@ class fisher_mask(Mask):
 
     def renew(self, v: Vector, at: Landscape, before: Masks | None) -> Masks:
         """Return the mask of the largest Fisher scores."""
-        scores = self._fisher(v, at)
+        scores, shards = self._fisher(v, at), v.shards
         if self.pattern == "unstructured":
-            return largest(scores, live_count(scores, self.sparsity))
+            return largest(scores, live_count(scores, self.sparsity, shards), shards)
         if self.pattern == "structured":
-            return whole_tensors(scores, live_count(scores, self.sparsity))
+            return whole_tensors(scores, live_count(scores, self.sparsity, shards), shards)
         n, m = _n_of_m(self.pattern)
         return [None if s is None else n_of_m(s, n, m) for s in scores]
 
@@ -186,18 +186,19 @@ class dynamic_mask(Mask):
 
     def renew(self, v: Vector, at: Landscape, before: Masks | None) -> Masks:
         """Return a random mask at first, then the old one with some weights exchanged."""
+        shards = v.shards
         if before is None:
-            return largest(_random(v, at), live_count(list(v), self.sparsity))
-        live = sum(int(m.sum()) for m in before if m is not None)
-        dead = sum(m.numel() for m in before if m is not None) - live
+            return largest(_random(v, at), live_count(list(v), self.sparsity, shards), shards)
+        live = _total([None if m is None else torch.count_nonzero(m) for m in before], shards)
+        dead = _total(_sizes(before), shards) - live
         rate = self.drop_rate * (1 + math.cos(math.pi * at.progress.fraction)) / 2
         exchanged = min(int(live * rate), dead)
         weights = at.weights().keep([t is not None for t in v])
-        kept_by = _sizes(v if self.drop == "gradient" else weights)
-        keep = largest(_only(kept_by, before, True), live - exchanged)
+        kept_by = _magnitudes(v if self.drop == "gradient" else weights)
+        keep = largest(_only(kept_by, before, True), live - exchanged, shards)
         del kept_by  # one set of scores at a time
-        grown_by = _random(v, at) if self.growth == "random" else _sizes(v)
-        grow = largest(_only(grown_by, before, False), exchanged)
+        grown_by = _random(v, at) if self.growth == "random" else _magnitudes(v)
+        grow = largest(_only(grown_by, before, False), exchanged, shards)
         return [
             None if a is None or b is None else a.logical_or_(b)
             for a, b in zip(keep, grow, strict=True)
@@ -210,49 +211,58 @@ def _add_squares(scores: Scores, gradient: Vector) -> None:
             score.addcmul_(g, g)
 
 
-def live_count(scores: Scores, sparsity: float) -> int:
+def live_count(scores: Scores, sparsity: float, shards: Shards = WHOLE) -> int:
     """Return how many weights are perturbed: N - ceil(sparsity N)."""
-    total = sum(s.numel() for s in scores if s is not None)
+    total = _total(_sizes(scores), shards)
     return total - math.ceil(sparsity * total - 1e-9 * total)
 
 
-def largest(scores: Scores, count: int) -> Masks:
+def largest(scores: Scores, count: int, shards: Shards = WHOLE) -> Masks:
     """Return masks of the `count` largest scores over all tensors together, the first ones among
     equals.
 
     The threshold is found by bisection over the non-negative float32 numbers, from counts, so that
-    nothing is sorted. Negative scores are never chosen; non-finite ones count as zero.
+    nothing is sorted, and processes that hold shards exchange nothing but counts. Negative scores
+    are never chosen; non-finite ones count as zero.
     """
     found = [None if s is None else _finite(s.float()) for s in scores]
     low, high = 0, LARGEST
     while low < high:
         middle = (low + high + 1) // 2
-        if _at_least(found, _float(middle)) >= count:
+        reached = [None if s is None else torch.count_nonzero(s >= _float(middle)) for s in found]
+        if _total(reached, shards) >= count:
             low = middle
         else:
             high = middle - 1
-    return _above(found, _float(low), count)
+    return _above(found, _float(low), count, shards)
 
 
-def _at_least(scores: Scores, threshold: float) -> int:
-    """Return how many scores reach the threshold."""
-    counts = [torch.count_nonzero(s >= threshold) for s in scores if s is not None]
-    return int(torch.stack([c.to(counts[0].device) for c in counts]).sum()) if counts else 0
-
-
-def _above(scores: Scores, threshold: float, count: int) -> Masks:
+def _above(scores: Scores, threshold: float, count: int, shards: Shards) -> Masks:
     """Return masks of `count` scores: those above the threshold, and the first that equal it."""
     masks = [None if s is None else s > threshold for s in scores]
-    missing = count - sum(int(torch.count_nonzero(m)) for m in masks if m is not None)
-    for mask, s in zip(masks, scores, strict=True):
-        if mask is None or s is None or missing <= 0:
+    above = [None if m is None else torch.count_nonzero(m) for m in masks]
+    ties = [None if s is None else torch.count_nonzero(s == threshold) for s in scores]
+    missing = count - _total(above, shards)
+    parts = zip(masks, scores, shards.sums(ties), shards.before(ties), strict=True)
+    for mask, s, everywhere, before in parts:
+        if mask is None or s is None or everywhere is None or before is None or missing <= 0:
             continue
-        ties = s == threshold
-        if (n := int(torch.count_nonzero(ties))) > missing:
-            ties &= (ties.flatten().cumsum(0) <= missing).view(ties.shape)
+        tie = s == threshold
+        if (n := int(everywhere)) > missing:
+            tie &= (tie.flatten().cumsum(0) <= missing - int(before)).view(tie.shape)
         missing -= n
-        mask |= ties
+        mask |= tie
     return masks
+
+
+def _total(parts: list[Tensor | None], shards: Shards) -> int:
+    """Return the sum of whole numbers over all tensors and shards."""
+    return int(add_up(shards.sums(parts)))
+
+
+def _sizes(tensors: Sequence[Tensor | None]) -> list[Tensor | None]:
+    """Return how many elements this process holds of each tensor, as `()` tensors."""
+    return [None if t is None else torch.tensor(t.numel(), device=t.device) for t in tensors]
 
 
 def _finite(scores: Tensor) -> Tensor:
@@ -265,13 +275,14 @@ def _float(bits: int) -> float:
     return float(struct.unpack("f", struct.pack("I", bits))[0])
 
 
-def whole_tensors(scores: Scores, count: int) -> Masks:
+def whole_tensors(scores: Scores, count: int, shards: Shards = WHOLE) -> Masks:
     """Return `()` masks of whole tensors, by mean score from the largest down until `count`
     weights are on.
     """
-    means = {
-        i: float(s.nan_to_num(0.0, 0.0, 0.0).mean()) for i, s in enumerate(scores) if s is not None
-    }
+    finite = [None if s is None else s.nan_to_num(0.0, 0.0, 0.0).sum() for s in scores]
+    sums: list[Any] = shards.sums(finite)
+    sizes: list[Any] = shards.sums(_sizes(scores))
+    means = {i: float(sums[i] / sizes[i]) for i, s in enumerate(scores) if s is not None}
     masks: Masks = [
         None if s is None else torch.zeros((), dtype=torch.bool, device=s.device) for s in scores
     ]
@@ -280,7 +291,7 @@ def whole_tensors(scores: Scores, count: int) -> Masks:
         if on >= count:
             break
         masks[i] = torch.ones_like(masks[i])  # type: ignore[arg-type]
-        on += scores[i].numel()  # type: ignore[union-attr]
+        on += int(sizes[i])
     return masks
 
 
@@ -315,19 +326,25 @@ def _n_of_m(pattern: str) -> tuple[int, int]:
 def _filled(v: Vector, at: Landscape) -> Vector:
     """Return v with zeros where a parameter that may be perturbed has no entry."""
     covered = [chosen and p.requires_grad for p, chosen in zip(at.params, at.where, strict=True)]
-    return Vector(
-        (torch.zeros_like(p, requires_grad=False) if t is None and covers else t)
-        for t, p, covers in zip(v, at.params, covered, strict=True)
+    tensors = (
+        (torch.zeros_like(w) if t is None and w is not None and covers else t)
+        for t, w, covers in zip(v, at.weights(), covered, strict=True)
     )
+    return Vector(tensors, v.shards)
 
 
 def _random(v: Vector, at: Landscape) -> Scores:
-    """Return uniform scores by the update's generator."""
+    """Return uniform scores by the update's generator, drawn for whole tensors on every process."""
     draw: Any = at.generator
-    return [None if t is None else torch.rand(t.shape, generator=draw).to(t.device) for t in v]
+    return [
+        None
+        if t is None
+        else at.part(i, torch.rand(at.params[i].shape, generator=draw)).to(t.device)
+        for i, t in enumerate(v)
+    ]
 
 
-def _sizes(v: Sequence[Tensor | None]) -> Scores:
+def _magnitudes(v: Sequence[Tensor | None]) -> Scores:
     return [None if t is None else t.abs() for t in v]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -135,18 +136,13 @@ class layer_radius(Direction):
         norm = v.norm()
         at.skip(~(torch.isfinite(norm) & (norm > 0)))
         rho = self.rho(at, norm) if isinstance(self.rho, RhoSchedule) else self.rho
-        weights = at.weights()
+        sizes: Any = v.norms()
+        weights: Any = at.weights().norms() if self.kind == "trust" else None
         for i in v.present:
-            size = self._norm(v, i)
-            length = rho * self._norm(weights, i) if self.kind == "trust" else rho
-            zero = torch.zeros_like(size)
-            v[i].mul_(torch.where(size > 0, length / size, zero).to(v[i].device))  # type: ignore[union-attr]
+            length = rho if weights is None else rho * weights[i]
+            zero = torch.zeros_like(sizes[i])
+            v[i].mul_(torch.where(sizes[i] > 0, length / sizes[i], zero).to(v[i].device))  # type: ignore[union-attr]
         return v.changed()
-
-    @staticmethod
-    def _norm(v: Vector, i: int) -> Tensor:
-        """Return the norm of one tensor, over all of its shards."""
-        return Vector([v[i]], v.total).norm()
 
 
 @dataclass

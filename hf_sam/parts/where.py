@@ -6,7 +6,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from torch import nn
+from torch import Tensor, nn
 
 KINDS = ("all", "norm", "no_norm", "no_embeddings")
 
@@ -25,7 +25,7 @@ def kinds_of(model: nn.Module) -> tuple[set[int], set[int]]:
 
 
 def choose(
-    patterns: Sequence[str], params: Sequence[nn.Parameter], names: Sequence[str], model: nn.Module
+    patterns: Sequence[str], params: Sequence[Tensor], names: Sequence[str], model: nn.Module
 ) -> list[bool]:
     """Return per parameter whether it is perturbed.
 

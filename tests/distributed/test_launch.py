@@ -45,11 +45,16 @@ def test_accelerate_launch_on_cpu(tmp_path: Path) -> None:
     "path", sorted((ROOT / "accelerate_configs").glob("*.yaml")), ids=lambda p: p.name
 )
 def test_accelerate_reads_the_file(path: Path) -> None:
-    """Unknown keys are refused by accelerate itself; it starts processes only for this type."""
+    """Unknown keys are refused by accelerate itself; it starts processes only for these types."""
     from accelerate.commands.config.config_args import ClusterConfig
 
     config = ClusterConfig.from_yaml_file(str(path))
-    assert config.num_processes == 2 and config.distributed_type == "MULTI_GPU"
+    kind = {"fsdp2": "FSDP", "zero1": "DEEPSPEED", "zero2": "DEEPSPEED"}.get(path.stem, "MULTI_GPU")
+    assert config.num_processes == 2 and config.distributed_type == kind
+    if kind == "FSDP":
+        assert config.fsdp_config["fsdp_version"] == 2
+    if kind == "DEEPSPEED":
+        assert config.deepspeed_config["zero_stage"] == int(path.stem[-1])
     assert config.use_cpu == ("cpu" in path.name)
     assert f"accelerate_configs/{path.name}" in path.read_text(), "its own command"
     assert yaml.safe_load(path.read_text())["mixed_precision"] == "no"

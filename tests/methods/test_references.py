@@ -13,6 +13,7 @@ import torch
 
 from hf_sam import METHODS, Progress
 from hf_sam.engine.checkpoint import load_state, save_state
+from hf_sam.engine.sharding import Engine
 from tests.references import REFERENCES, Question
 from tests.toys import Bowl
 
@@ -184,9 +185,10 @@ def test_resumes_from_a_checkpoint(key: str, options: dict[str, Any], tmp_path: 
     first = Loop(key, options, "adamw", [True] * 4)
     first.run(0, 7)
     names = first.bowl.names
-    save_state(tmp_path, first.method.describe(), first.method.state_dict(), names)
+    here = (names, first.bowl.params, Engine())
+    save_state(tmp_path, first.method.describe(), first.method.state_dict(), *here, main=True)
     described = METHODS[key](**options).describe()
-    state = load_state(tmp_path, described, names, first.bowl.params)
+    state = load_state(tmp_path, described, *here)
     first.method = METHODS[key](**options)
     first.method.load_state_dict(state)
     first.run(7, UPDATES)

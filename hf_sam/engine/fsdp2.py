@@ -1,0 +1,187 @@
+# SPDX-License-Identifier: Apache-2.0
+"""FSDP2: parameters, gradients and perturbations are sharded by rows, and each rank works on its
+own rows.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, distributed, nn
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor, Replicate, Shard
+
+from ..vector import Parts, Shards
+from .replay import Replay
+from .sharding import AcceleratedEngine, How
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+
+class Rows(Shards):
+    """Parameters of which each rank holds some rows, or all of them as the other ranks do.
+
+    Args:
+        params: the P parameters; those that are no `DTensor` are replicated.
+
+    Raises:
+        NotImplementedError: a parameter is split in another way.
+    """
+
+    def __init__(self, params: Sequence[Tensor]) -> None:
+        places = [_place(p) for p in params]
+        self._counts = [first for first, _ in places]
+        self._earlier = [earlier for _, earlier in places]
+
+    def sums(self, parts: Parts) -> Parts:
+        """Return per parameter the sum of the values of all its shards: one all-reduce, in which
+        each replica but the first counts as zero.
+        """
+        found = [None if p is None else p * c for p, c in zip(parts, self._counts, strict=True)]
+        present = [p for p in found if p is not None]
+        if not present:
+            return parts
+        total = torch.stack(present)
+        distributed.all_reduce(total)
+        values = iter(total)
+        return [None if p is None else next(values) for p in parts]
+
+    def before(self, parts: Parts) -> Parts:
+        """Return per parameter the sum of the values of the shards before this rank's."""
+        present = [i for i, p in enumerate(parts) if p is not None]
+        if not present:
+            return parts
+        mine = torch.stack([parts[i] for i in present])  # type: ignore[misc]
+        everyone = [torch.empty_like(mine) for _ in range(distributed.get_world_size())]
+        distributed.all_gather(everyone, mine)
+        found: Parts = [None] * len(parts)
+        for k, i in enumerate(present):
+            earlier = [everyone[rank][k] for rank in self._earlier[i]]
+            found[i] = torch.stack(earlier).sum() if earlier else torch.zeros_like(mine[k])
+        return found
+
+
+def _place(param: Tensor) -> tuple[bool, list[int]]:
+    """Return whether this rank's part counts in a sum, and the ranks that hold earlier rows."""
+    if not isinstance(param, DTensor):
+        return distributed.get_rank() == 0, []
+    ranks, mine = param.device_mesh.mesh, param.device_mesh.get_coordinate()
+    assert mine is not None, "a rank that takes no part in the model"
+    sharded = []
+    for dim, placement in enumerate(param.placements):
+        if type(placement) is Shard and placement.dim == 0:
+            sharded.append(dim)
+        elif not isinstance(placement, Replicate):
+            raise NotImplementedError(
+                f"a parameter of shape {tuple(param.shape)} is placed as {param.placements}; SAM "
+                "works on parameters that FSDP2 shards along their first dimension, its default"
+            )
+    if len(sharded) != 1:
+        raise NotImplementedError(
+            f"a parameter of shape {tuple(param.shape)} is placed as {param.placements}; SAM works "
+            "on parameters that are sharded along one dimension of the device mesh"
+        )
+    others = [c for dim, c in enumerate(mine) if dim not in sharded]
+    row: Any = tuple(slice(c) if dim in sharded else c for dim, c in enumerate(mine))
+    return not any(others), ranks[row].tolist()
+
+
+class ShardedEngine(AcceleratedEngine):
+    """What a Landscape needs under FSDP2, by transformers or by accelerate.
+
+    Every backward averages the gradient over ranks and leaves each its rows, so a gradient of one
+    rank's own does not exist, and neither does one of some parameters only. Weights that stand
+    gathered from an earlier forward would not see a perturbation, so they are given back before
+    the weights move, each time.
+
+    Args:
+        accelerator: the Trainer's.
+        model: the model, with FSDP2's modules inside.
+        replay: random numbers and statistics.
+    """
+
+    def __init__(self, accelerator: Accelerator, model: nn.Module, replay: Replay) -> None:
+        super().__init__(accelerator, model, replay, whole_backward=True)
+        self._modules = [m for m in model.modules() if isinstance(m, FSDPModule)]
+        self._reshard()
+
+    def params(self, optimizer: Any) -> list[Tensor]:
+        """Return the trainable parameters, in the optimizer's order."""
+        params = super().params(optimizer)
+        self.shards = Rows(params)
+        return params
+
+    def mine(self, drawn: list[Any]) -> list[Any]:
+        """Return all examples: every rank takes part in each one's gradient."""
+        return drawn
+
+    def how(self, local_ok: bool, partial: bool, averaged: str) -> How:
+        """Return that the backward averages: see `Engine.how`."""
+        return How(together=True, averaged=False, shared=True)
+
+    @contextmanager
+    def no_sync(self, own: bool = False) -> Iterator[None]:
+        """Surround a pass whose gradient is not averaged yet; where it never should be (`own`),
+        all ranks see the same example.
+        """
+        state = self._accelerator.gradient_state
+        if own or self._every_batch:
+            yield
+            return
+        before = state.sync_gradients
+        state._set_sync_gradients(False)  # Trainer's hooks on replicated adapters look at it
+        self._sync(False)
+        try:
+            yield
+        finally:
+            self._sync(True)
+            state._set_sync_gradients(before)
+
+    def _sync(self, sync: bool) -> None:
+        for module in self._modules:
+            module.set_requires_gradient_sync(sync, recurse=False)
+
+    def local(self, tensor: Tensor) -> Tensor:
+        """Return this rank's rows of a parameter or gradient, in their own storage."""
+        return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+    def like(self, param: Tensor, held: Tensor) -> Tensor:
+        """Return this rank's rows as a gradient that is sharded as the parameter is."""
+        if not isinstance(param, DTensor):
+            return held
+        place = param.device_mesh, param.placements
+        size, stride = param.shape, param.stride()
+        return DTensor.from_local(held, *place, run_check=False, shape=size, stride=stride)
+
+    def part(self, param: Tensor, whole: Tensor) -> Tensor:
+        """Return a copy of this rank's rows of a whole tensor."""
+        if not isinstance(param, DTensor):
+            return whole
+        dim = next(d for d, p in enumerate(param.placements) if isinstance(p, Shard))
+        rows = math.ceil(len(whole) / param.device_mesh.size(dim))
+        first = min(rows * param.device_mesh.get_local_rank(dim), len(whole))
+        return whole.narrow(0, first, len(param.to_local())).clone()
+
+    @contextmanager
+    def moving(self) -> Iterator[None]:
+        """Surround the perturbed weights, which no gathered copy may outlive."""
+        self._reshard()
+        try:
+            yield
+        finally:
+            self._reshard()
+
+    def _reshard(self) -> None:
+        for module in self._modules:
+            module.reshard()
+
+    def average_gradients_(
+        self, params: Sequence[Tensor], grads: list[Tensor | None]
+    ) -> list[Tensor | None]:
+        """Return the gradients, which every backward has averaged."""
+        return grads

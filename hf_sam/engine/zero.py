@@ -1,0 +1,159 @@
+# SPDX-License-Identifier: Apache-2.0
+"""DeepSpeed with ZeRO-1 or ZeRO-2: passes that it does not see, and one backward that hands it the
+update.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, distributed, nn
+
+from .precision import LossScaling, RoundingWatch
+from .replay import Replay
+from .sharding import AcceleratedEngine, How
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+
+class Handover(torch.autograd.Function):
+    """A loss of zero whose gradient is the update: it moves into the parameters' backward hooks."""
+
+    @staticmethod
+    def forward(ctx: Any, update: list[Tensor], *params: Tensor) -> Tensor:
+        """Keep the update, one tensor per parameter, which is consumed; return `()` zero."""
+        ctx.update, ctx.kinds = update, [p.dtype for p in params]
+        return torch.zeros((), device=params[0].device)
+
+    @staticmethod
+    def backward(ctx: Any, scale: Tensor) -> Any:
+        """Return the update times the loss scale, rounded to what the parameters are stored in."""
+        return None, *(ctx.update.pop(0).mul_(scale).to(kind) for kind in ctx.kinds)
+
+
+class Says(nn.Module):
+    """A module whose output is the loss that it is given."""
+
+    def forward(self, loss: Tensor) -> Tensor:
+        """Return the loss."""
+        return loss
+
+
+class DeepSpeedEngine(AcceleratedEngine):
+    """What a Landscape needs under DeepSpeed with ZeRO stage 0, 1 or 2.
+
+    DeepSpeed takes gradients away as backward computes them, and steps inside of it. So the passes
+    of a method call the module without DeepSpeed's engine around it and `torch.autograd.grad`,
+    which no hook of DeepSpeed sees; ranks average what they have to themselves. The update then
+    goes to DeepSpeed as the gradient of its one backward of this step. Clipping, its loss scale,
+    the fp32 weights, partitions and a step skipped by overflow stay its own, and by then the
+    weights have returned.
+
+    Args:
+        accelerator: the Trainer's.
+        model: DeepSpeed's engine.
+        replay: random numbers and statistics.
+        local_ascent: whether a gradient that only serves to perturb stays this rank's own.
+    """
+
+    def __init__(
+        self, accelerator: Accelerator, model: Any, replay: Replay, local_ascent: bool
+    ) -> None:
+        super().__init__(accelerator, model.module, replay)
+        # Without an accelerator device accelerate knows of one process only.
+        self.rank, self.ranks = distributed.get_rank(), distributed.get_world_size()
+        self.local_ascent = local_ascent and self.ranks > 1
+        self._engine = model
+        self._scaling = LossScaling(self._scale)
+        self._watch = RoundingWatch(self.rank == 0, self.average_)
+
+    def _scale(self) -> Tensor | None:
+        """Return the `()` factor that DeepSpeed puts on losses in fp16, None without."""
+        if not self._engine.fp16_enabled():
+            return None
+        return torch.tensor(float(self._engine.optimizer.cur_scale), device=self._engine.device)
+
+    def params(self, optimizer: Any) -> list[Tensor]:
+        """Return the trainable parameters in the optimizer's order, which now has flat partitions
+        of them.
+        """
+        zero = self._engine.optimizer
+        groups = getattr(zero, "bit16_groups", None) or zero.bf16_groups
+        return [p for group in groups for p in group]
+
+    def how(self, local_ok: bool, partial: bool, averaged: str) -> How:
+        """Return that ranks average after a backward, never in it: see `Engine.how`."""
+        how = super().how(local_ok, partial, averaged)
+        return How(together=False, averaged=how.together or how.averaged, shared=how.shared)
+
+    @contextmanager
+    def no_sync(self, own: bool = False) -> Iterator[None]:
+        """Surround a pass, none of which DeepSpeed sees."""
+        yield
+
+    @contextmanager
+    def passes(
+        self, params: Sequence[Tensor], chosen: Sequence[bool] | None = None
+    ) -> Iterator[None]:
+        """Surround passes whose gradients are added to `.grad` without a hook's notice."""
+        asked = chosen or [True] * len(params)
+        subset = [p for p, yes in zip(params, asked, strict=True) if yes and p.requires_grad]
+        with self._backward_is(partial(self._add_gradients, subset)):
+            yield
+
+    def _add_gradients(self, params: list[Tensor], loss: Tensor, **_: Any) -> None:
+        scale = self._scaling.scale
+        loss = loss if scale is None else loss * scale
+        grads = torch.autograd.grad(loss, params, allow_unused=True)
+        for param, grad in zip(params, grads, strict=True):
+            if grad is not None:
+                param.grad = grad if param.grad is None else param.grad.add_(grad)
+
+    def take(self, params: Sequence[Tensor]) -> list[Tensor | None]:
+        """Take ownership of the gradients, unscaled: of weights in fp16 in float32, for what is
+        unscaled would vanish in fp16.
+        """
+        if self._scaling.scale is None:
+            return super().take(params)
+        grads = [None if p.grad is None else p.grad.float() for p in params]
+        for p in params:
+            p.grad = None
+        self._scaling.unscale_(grads)
+        return grads
+
+    def _zeros(self, param: Tensor) -> Tensor:
+        """Return a gradient of zeros, as `take` would give it."""
+        kind = param.dtype if self._scaling.scale is None else torch.float32
+        return torch.zeros_like(param, dtype=kind, requires_grad=False)
+
+    def give(self, params: Sequence[Tensor], update: Sequence[Tensor | None]) -> Tensor | None:
+        """Hand the update to DeepSpeed, which steps; `update` is consumed.
+
+        Returns:
+            As `Engine.give`. An overflow in any pass of any rank makes the update NaN, on which
+            DeepSpeed skips its step.
+        """
+        overflow = self._scaling.overflow()
+        pairs = [(p, u) for p, u in zip(params, update, strict=True) if u is not None]
+        if overflow is not None:
+            if self.ranks > 1:
+                distributed.all_reduce(overflow, distributed.ReduceOp.MAX)
+            for _, u in pairs:
+                u.mul_(torch.where(overflow > 0, math.nan, 1.0))
+        loss = Handover.apply([u for _, u in pairs], *(p for p, _ in pairs))
+        self._accelerator.backward(self._through_engine(loss), scale_wrt_gas=False)
+        return None if overflow is None else overflow > 0
+
+    def _through_engine(self, loss: Tensor) -> Tensor:
+        """Return the loss as an output of DeepSpeed's engine, which prepares its backward then."""
+        module, self._engine.module = self._engine.module, Says()
+        try:
+            return self._engine(loss)
+        finally:
+            self._engine.module = module
