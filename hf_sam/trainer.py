@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import logging
 import math
@@ -210,9 +211,8 @@ class SAMMixin(Passes):
         """
         for name in ("activation_checkpointing", "gradient_checkpointing"):
             if name in self.args.__dict__ and getattr(self.args, name):
-                return (getattr(self.args, f"{name}_kwargs", None) or {}).get(
-                    "use_reentrant"
-                ) is not False
+                chosen = getattr(self.args, f"{name}_kwargs", None) or {"use_reentrant": False}
+                return bool(chosen.get("use_reentrant", True))  # transformers', torch's default
         model = self.model.get_base_model() if hasattr(self.model, "peft_config") else self.model
         new = hasattr(type(model), "is_activation_checkpointing")  # the other name warns
         name = "is_activation_checkpointing" if new else "is_gradient_checkpointing"
@@ -339,13 +339,15 @@ class SAMMixin(Passes):
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """Write the card as the class behind, with a tag and a section that names the method."""
+        behind = super().create_model_card
         if isinstance(self._method, Plain):
-            super().create_model_card(*args, **kwargs)
+            behind(*args, **kwargs)
             return
-        tags = kwargs.get("tags")
+        given = inspect.signature(behind).bind(*args, **kwargs)
+        tags = given.arguments.get("tags")
         tags = [tags] if isinstance(tags, str) else list(tags or [])
-        kwargs["tags"] = [*tags, *(t for t in ("hf_sam",) if t not in tags)]
-        super().create_model_card(*args, **kwargs)
+        given.arguments["tags"] = [*tags, *(t for t in ("hf_sam",) if t not in tags)]
+        behind(*given.args, **given.kwargs)
         card = Path(str(self.args.output_dir)) / "README.md"
         if self.is_world_process_zero() and card.is_file():
             key, method = main_method(self._method)

@@ -8,6 +8,7 @@ import logging
 import math
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -40,9 +41,8 @@ class Recorder(SAMTrainer):
     """Remembers what Trainer hands over, and counts backward passes and all-reduces of gradients.
 
     Attributes:
-        seen: every micro-batch, in order.
-        backwards: backward passes so far.
-        reduced: gradient buckets that DDP averaged, per update.
+        notes: `seen`, every micro-batch in order; `backwards`, passes so far; `reduced`, gradient
+            buckets that DDP averaged, per update.
         overflow_in: the backward pass, from 1, whose loss is made infinite on the last rank.
         views: DDP's gradient_as_bucket_view.
     """
@@ -51,9 +51,8 @@ class Recorder(SAMTrainer):
     views: bool = False
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        self.seen: list[dict[str, Tensor]] = []
-        self.backwards = 0
-        self.reduced: list[int] = []
+        # Of all passes: what stands in the trainer itself is kept of the clean one only.
+        self.notes = SimpleNamespace(seen=[], backwards=0, reduced=[])
         super().__init__(*args, **kwargs)
         if self.accelerator.ddp_handler is not None:
             self.accelerator.ddp_handler.gradient_as_bucket_view = self.views
@@ -63,9 +62,9 @@ class Recorder(SAMTrainer):
 
     def counted_backward(self, loss: Tensor, **kwargs: Any) -> None:
         """Count, and overflow where that is asked for."""
-        self.backwards += 1
+        self.notes.backwards += 1
         last = self.accelerator.process_index == self.accelerator.num_processes - 1
-        overflows = self.backwards == self.overflow_in and last
+        overflows = self.notes.backwards == self.overflow_in and last
         self.original_backward(loss * math.inf if overflows else loss, **kwargs)
 
     def _prepare_for_training(self, *args: Any) -> Any:
@@ -76,7 +75,7 @@ class Recorder(SAMTrainer):
 
     def training_step(self, model: Any, inputs: Any, *rest: Any) -> Tensor:
         """Remember the micro-batch."""
-        self.seen.append({k: v.clone() for k, v in inputs.items()})
+        self.notes.seen.append({k: v.clone() for k, v in inputs.items()})
         return super().training_step(model, inputs, *rest)
 
 
@@ -91,11 +90,11 @@ class _OpenUpdate(TrainerCallback):
         self.trainer = trainer
 
     def on_step_begin(self, *args: Any, **kwargs: Any) -> None:
-        self.trainer.reduced.append(0)
+        self.trainer.notes.reduced.append(0)
 
 
 def _count_all_reduce(trainer, bucket):  # DDP refuses annotations that are strings
-    trainer.reduced[-1] += 1
+    trainer.notes.reduced[-1] += 1
     return allreduce_hook(None, bucket)
 
 
@@ -114,9 +113,9 @@ def outcome(trainer: Trainer) -> Found:
     }
     if isinstance(trainer, Recorder):
         found |= {
-            "seen": trainer.seen,
-            "backwards": trainer.backwards,
-            "reduced": trainer.reduced,
+            "seen": trainer.notes.seen,
+            "backwards": trainer.notes.backwards,
+            "reduced": trainer.notes.reduced,
             "local": trainer._engine.local_ascent,
             "views": trainer._engine._views,
             "state": _plain(trainer._method.state_dict()),

@@ -206,7 +206,7 @@ class TestBilateralSAM:
 class TestRSAM:
     def test_given_noise(self) -> None:
         class Given(RSAM):
-            def noise(self, at: object, i: int) -> torch.Tensor:
+            def noise(self, at: object, i: int, vector: object) -> torch.Tensor:
                 return torch.tensor([0.01, -0.02], dtype=torch.float64)
 
         q = Quadratic()
