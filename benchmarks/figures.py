@@ -64,7 +64,7 @@ def draw_costs(result: dict[str, Any], path: Path) -> None:
 def draw_cells(cells: Results, folder: Path) -> None:
     """Draw time.png and memory.png from the cells of `make bench`, if there are any."""
     found = entries(cells)
-    if found:
+    if usual(found):
         _draw_times(found, folder / "time.png")
         _draw_memory(found, folder / "memory.png")
 

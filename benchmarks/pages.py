@@ -16,7 +16,8 @@ from benchmarks.rows import TARGETS
 
 Result = dict[str, Any]
 Results = Mapping[str, Result]
-HALF = ("bf16", "fp16")
+WANTED = (("cpu", "fp32"), ("cuda", "bf16"), ("cuda", "fp16"))
+"""Devices and precisions of which the page says that they are not measured."""
 FAMILY = ("bert-1m", "bert-4m", "bert-11m", "bert-29m", "bert-335m", "bert-1b")
 """Models that only show how the cost of `sam` grows."""
 
@@ -67,9 +68,11 @@ forward and backward: norms, perturbing, restoring, readings.
 """
 
 MISSING = """\
-## On a GPU
+## Not measured
 
-{what}: not measured. `make bench` measures them where there is a GPU.
+Time and memory of several models, beside a hand-written loop and pytorch-optimizer, and how the
+cost grows: {what}. `python -m benchmarks --output_dir benchmarks/results/cells` measures what is
+missing for the machine that it runs on.
 """
 
 GLUE_MEMORY = """\
@@ -135,7 +138,7 @@ def entries(cells: Results) -> list[Entry]:
 
 
 def sections(cells: Results, memory: Results, folder: str = "results/") -> list[str]:
-    """Return the sections, as far as there are results.
+    """Return the sections, and what is not measured.
 
     Args:
         cells: results of `python -m benchmarks` by name.
@@ -148,10 +151,12 @@ def sections(cells: Results, memory: Results, folder: str = "results/") -> list[
         chosen = [e for e in found if e.setting == (device, precision)]
         parts += _sections_of(chosen, f"{device.upper()}, {precision}")
     if parts:
-        parts += [CELLS, PICTURES.format(folder=folder)]
-        missing = [p for p in HALF if ("cuda", p) not in {e.setting for e in found}]
-        if missing:
-            parts.append(MISSING.format(what="Time and memory in " + " and ".join(missing)))
+        parts.append(CELLS)
+    if usual(found):
+        parts.append(PICTURES.format(folder=folder))
+    missing = [f"{d.upper()} {p}" for d, p in WANTED if (d, p) not in {e.setting for e in found}]
+    if missing:
+        parts.append(MISSING.format(what=", ".join(missing)))
     return parts + ([glue_memory(memory)] if memory else [])
 
 
@@ -323,6 +328,6 @@ def write(folder: Path) -> Path:
     cells = {path.stem: machine.read(path) for path in sorted(folder.glob("*.json"))}
     figures.draw_cells(cells, folder)
     page = folder / "README.md"
-    body = sections(cells, {}, folder="") or ["Nothing is measured yet.\n"]
-    page.write_text("# Benchmarks of this machine\n\n" + "\n".join(body), encoding="utf-8")
+    body = "\n".join(sections(cells, {}, folder=""))
+    page.write_text(f"# Benchmarks of this machine\n\n{body}", encoding="utf-8")
     return page

@@ -42,6 +42,7 @@ def plan(monkeypatch: pytest.MonkeyPatch) -> list[Cell]:
     found = [Cell("bert-1m", method, 1, 4, updates=2) for method in ("loop:sam", "looksam")]
     monkeypatch.setattr(cells, "plan", lambda: found)
     monkeypatch.setattr(cells, "MEMORY_UPDATES", 4)
+    monkeypatch.setattr(pages, "FAMILY", ())
     return found
 
 
@@ -57,8 +58,8 @@ def test_make_bench_measures_once_and_writes_its_page(
     assert result["medians"]["none"]["ratio"] == 1.0
     assert result["command"] == f"python -m benchmarks --only {result['name']}"
     page = (tmp_path / "README.md").read_text()
-    assert "| bert-1m 1 x 4 | `sam` | `loop:sam` |" in page
-    assert "bf16 and fp16: not measured" in page
+    assert "| `looksam` | 1.20 |" in page and "| bert-1m 1 x 4 | `sam` | `loop:sam` |" in page
+    assert "cost grows: CUDA bf16, CUDA fp16." in page
     for name in ("time.png", "memory.png"):
         assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
 
@@ -141,11 +142,11 @@ def test_tables() -> None:
     assert "| 2.60 (2.47 to 2.73) | 2.00 (1.90 to 2.10) | **yes** |" in page
     assert "| bert-4m 8 x 96, accumulation 4 | 1.0 M | 2.20 " in page
     assert "| bert-4m 8 x 96, processes 2 | 1.0 M | 2.50 " in page
-    assert "Time and memory in fp16: not measured" in page
+    assert "cost grows: CUDA fp16." in page
 
 
-def test_pictures(tmp_path: Path) -> None:
-    figures.draw_cells({}, tmp_path)
+def test_sizes_alone_make_no_picture(tmp_path: Path) -> None:
+    figures.draw_cells({"x": made("sam", 1.9, model="bert-4m")}, tmp_path)
     assert not list(tmp_path.iterdir())
 
 
