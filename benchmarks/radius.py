@@ -126,14 +126,14 @@ class Line:
         scores: in percent, a seed each.
         gains: over `none` with the same seed, in points.
         norm: mean length of the perturbations.
-        method: what `trainer.sam_config` says of it.
+        losses: on the examples that are scored, a seed each.
     """
 
     name: str
     scores: tuple[float, ...]
     gains: tuple[float, ...]
     norm: float | None
-    method: dict[str, Any]
+    losses: tuple[float, ...]
 
 
 def lines(result: dict[str, Any]) -> list[Line]:
@@ -152,17 +152,17 @@ def lines(result: dict[str, Any]) -> list[Line]:
                 tuple(100 * run["score"] for run in own),
                 tuple(100 * (run["score"] - plain[run["seed"]]) for run in own),
                 statistics.fmean(norms) if norms else None,
-                own[0]["method"],
+                tuple(run["eval_loss"] for run in own),
             )
         )
     return found
 
 
-def spread(values: Sequence[float]) -> str:
-    """Return `mean ± standard deviation` with one digit."""
+def spread(values: Sequence[float], digits: int = 1) -> str:
+    """Return `mean ± standard deviation`."""
     if len(values) < 2:
-        return f"{values[0]:.1f}"
-    return f"{statistics.fmean(values):.1f} ± {statistics.stdev(values):.1f}"
+        return f"{values[0]:.{digits}f}"
+    return f"{statistics.fmean(values):.{digits}f} ± {statistics.stdev(values):.{digits}f}"
 
 
 def main(argv: Sequence[str] | None = None) -> None:

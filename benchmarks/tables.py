@@ -68,8 +68,8 @@ RADIUS = """\
 ## Which radius? {task}
 
 {about}. Seeds {seeds}; {hardware}; the score after the last update in percent, mean and standard
-deviation over the seeds; the gain over `none` is taken seed by seed. *Length* is the mean length of
-the perturbations. Every command is in `{file}`.
+deviation over the seeds; the gain over `none` is taken seed by seed, *loss* on the same examples.
+*Length* is the mean length of the perturbations. Every command is in `{file}`.
 
 ```bash
 {command}
@@ -184,6 +184,7 @@ def radius_section(name: str, result: Result) -> str:
             str(len(line.scores)),
             spread(line.scores),
             "" if line.name == NONE else spread(line.gains),
+            spread(line.losses, 3),
             "" if line.norm is None else f"{line.norm:.3f}",
         ]
         for line in lines(result)
@@ -196,7 +197,7 @@ def radius_section(name: str, result: Result) -> str:
         hardware=hardware.get("gpu", f"{hardware['cpu']}, {hardware['cores']} cores"),
         file=f"results/{name}.json",
         command=result["command"],
-        table=markdown(["setting", "seeds", metric, "gain over `none`", "length"], rows),
+        table=markdown(["setting", "seeds", metric, "gain over `none`", "loss", "length"], rows),
         picture=f"results/{name}.png",
     )
 

@@ -69,7 +69,7 @@ def test_a_plan_goes_on_where_it_was(
     assert plain.scores == pytest.approx((71, 72)) and plain.norm is None
     assert sam.gains == pytest.approx((2, 2)) and sam.norm == 0.05
     page = tables.readme({path.stem: result})
-    assert "| rho 0.05 | 2 | 73.5 ± 0.7 | 2.0 ± 0.0 | 0.050 |" in page
+    assert "| rho 0.05 | 2 | 73.5 ± 0.7 | 2.0 ± 0.0 | 0.600 ± 0.000 | 0.050 |" in page
     figures.draw_radius(result, tmp_path / "radius.png")
     assert (tmp_path / "radius.png").stat().st_size > 10_000
 
