@@ -72,7 +72,9 @@ class budget(RhoSchedule):
     """The radius at which the loss rises, to first order, by the share `c` of itself: min(c loss /
     |g|, rho_max).
 
-    Scale-free: neither the loss's scale nor the model's size changes the relative rise.
+    Scale-free: neither the loss's scale nor the model's size changes the relative rise. Where the
+    gradient vanishes and the loss does not, on a plateau, it grows without bound and keeps the
+    training there: give `rho_max`.
     """
 
     c: float = field(metadata={"low": 0.0})

@@ -12,16 +12,14 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-from accelerate import PartialState
 from torch import Tensor, nn
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
-from transformers import AutoModelForCausalLM, Trainer, TrainerCallback
-from transformers.distributed.configuration_utils import DistributedConfig
+from transformers import Trainer, TrainerCallback
 
-from hf_sam import SAMArguments, SAMTrainer, SAMTrainingArguments
+from hf_sam import SAMArguments, SAMTrainer
 from hf_sam.arguments import build_method
 from tests.cases import CASES
-from tests.toys import examples, llama, make_trainer, weights
+from tests.toys import examples, make_trainer, weights
 
 Found = dict[str, Any]
 LOGGED = ("loss", "grad_norm", "learning_rate")
@@ -411,25 +409,6 @@ def messages(folder: Path) -> Found:
     }
 
 
-def sharded(folder: Path) -> Found:
-    """Ways to shard a model that are refused."""
-    state = PartialState(cpu=True)
-    if state.process_index == 0:
-        llama().save_pretrained(folder)
-    state.wait_for_everyone()
-
-    def loaded_in_parts() -> Trainer:
-        config = DistributedConfig(fsdp_size=2)
-        model = AutoModelForCausalLM.from_pretrained(folder, distributed_config=config)
-        args = SAMTrainingArguments(str(folder), use_cpu=True, report_to="none", save_strategy="no")
-        return SAMTrainer(model=model, args=args, train_dataset=examples("llama"))
-
-    return {
-        "fsdp at load time": refusal(loaded_in_parts),
-        "fsdp by accelerate": refusal(lambda: make_trainer(folder, fsdp=True)),
-    }
-
-
 def refusal(attempt: Callable[[], Any]) -> str:
     """Return the message with which an attempt is refused."""
     try:
@@ -493,7 +472,6 @@ JOBS: dict[str, Callable[[Path], Found]] = {
         resume,
         overflow,
         messages,
-        sharded,
         one_gpu,
         quick,
         foreign,

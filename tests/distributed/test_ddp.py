@@ -40,7 +40,7 @@ SPLIT_GROUPS = {"msam", "esam"}  # cut or select examples of a rank, so the numb
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory: pytest.TempPathFactory) -> Ranks:
     """What the jobs without a launch of their own found, on both ranks."""
-    jobs = [name for name in JOBS if name not in ("sharded", "one_gpu", "quick", "foreign")]
+    jobs = [name for name in JOBS if name not in ("one_gpu", "quick", "foreign")]
     first, second = torchrun(jobs, tmp_path_factory.mktemp("ddp"), timeout=900)
     return first, second
 
@@ -230,13 +230,6 @@ def test_only_the_first_rank_warns_of_rounding(ranks: Ranks) -> None:
 
 def test_a_static_graph_is_refused(ranks: Ranks) -> None:
     assert "ddp_static_graph=True" in ranks[0]["messages"]["static graph"]
-
-
-def test_sharded_models_are_refused(tmp_path: Path) -> None:
-    """By transformers' DistributedConfig and by accelerate's plugin, when the trainer is built."""
-    for rank in torchrun(["sharded"], tmp_path):
-        for found in rank["sharded"].values():
-            assert found.startswith("NotImplementedError: hf_sam does not support FSDP")
 
 
 @pytest.mark.gpu

@@ -22,6 +22,8 @@ pytestmark = [
     pytest.mark.skipif(find_spec("deepspeed") is None, reason="needs the extra `deepspeed`"),
 ]
 Found = dict[str, Any]
+OF_THEIR_OWN = SPLIT_GROUPS | {"ssam_f"}
+"""Methods that cut a rank's half of a batch, or draw from its half of the data."""
 Ranks = tuple[Found, Found]
 
 
@@ -38,7 +40,7 @@ def assert_same(two: Found, one: Found, tolerance: float = 2e-6) -> None:
     assert_same_logs(two["logs"], one["logs"], 1e-5)
 
 
-@pytest.mark.parametrize("key", ["none", *(c.key for c in CASES if c.key not in SPLIT_GROUPS)])
+@pytest.mark.parametrize("key", ["none", *(c.key for c in CASES if c.key not in OF_THEIR_OWN)])
 def test_every_method_is_one_process_on_the_joined_batch(
     ranks: Ranks, tmp_path: Path, key: str
 ) -> None:
@@ -49,8 +51,8 @@ def test_every_method_is_one_process_on_the_joined_batch(
     assert_same(ranks[0]["zero_methods"][key], one)
 
 
-@pytest.mark.parametrize("key", sorted(SPLIT_GROUPS))
-def test_methods_that_cut_batches(ranks: Ranks, key: str) -> None:
+@pytest.mark.parametrize("key", sorted(OF_THEIR_OWN))
+def test_methods_that_depend_on_the_halves(ranks: Ranks, key: str) -> None:
     """Are something else than SAM, and finite; ranks stay equal."""
     found, sam = (ranks[0]["zero_methods"][k] for k in (key, "sam"))
     assert largest(found["weights"], sam["weights"]) > 1e-5
