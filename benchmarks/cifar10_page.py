@@ -109,7 +109,8 @@ def _table(runs: list[Result], timed: Result | None) -> str:
     from benchmarks.tables import markdown
 
     head = ["method", "last", "best", "seeds", "images/s relative to `none`", "max memory (MB)"]
-    head += ["published accuracy", "published relative"]
+    if _gpu(runs[0]):
+        head += ["published accuracy", "published relative"]
     methods = [method for method in METHODS if any(r["method"] == method for r in runs)]
     rows = [_row(m, [r for r in runs if r["method"] == m], timed) for m in methods]
     return markdown(head, rows)
@@ -120,14 +121,18 @@ def _row(method: str, runs: list[Result], timed: Result | None) -> list[str]:
     if timed is not None and method in timed["rows"]:
         plain = images_per_second(timed, "none")
         relative = f"{images_per_second(timed, method) / plain:.2f}"
-    accuracy, images = PUBLISHED.get(method, (None, None))
-    return [
+    row = [
         f"`{method}`",
         spread([run["accuracy"] for run in runs]),
         spread([run["best_accuracy"] for run in runs]),
         str(len(runs)),
         relative,
         f"{max(run['all_results']['train max memory (MB)'] for run in runs):.0f}",
+    ]
+    if not _gpu(runs[0]):
+        return row
+    accuracy, images = PUBLISHED.get(method, (None, None))
+    return row + [
         "" if accuracy is None else f"{accuracy:.2f}",
         "" if images is None else f"{images / PUBLISHED['none'][1]:.2f}",
     ]
