@@ -166,8 +166,8 @@ def draw_radius(result: dict[str, Any], path: Path) -> None:
     axes.set_xscale("log")
     axes.set_xlabel("mean length of the perturbations")
     axes.set_title(
-        f"{result['task'].upper()}: {metric_of(result['task']).replace('_', ' ')} beyond that of "
-        "none with the same seed, in points",
+        f"{path.stem}: {metric_of(result['task']).replace('_', ' ')} beyond that of none with the "
+        "same seed, in points",
         loc="left",
         fontsize=11,
     )

@@ -6,9 +6,10 @@ python -m benchmarks.radius split --data_dir DIR --task_name mrpc --train 2000 -
 python -m benchmarks.radius run benchmarks/plans/radius-mrpc.json --output_dir runs
 
 `split` cuts the task's training set, so that no radius is chosen on its validation set. A plan is
-one of `benchmarks.glue` with `"seeds": [...]`; its runs are named as in the table, and `none` must
-be among them. All runs of the first seed are made before those of the second. Each finished run is
-added to `benchmarks/results/PLAN.json` at once; runs that are there are skipped.
+one of `benchmarks.glue` with `"seeds": [...]`, what it is `"about"` and the command that gets its
+data ready (`"prepare"`); its runs are named as in the table, and `none` must be among them. All
+runs of the first seed are made before those of the second. Each finished run is added to
+`benchmarks/results/PLAN.json` at once; runs that are there are skipped.
 """
 
 from __future__ import annotations
@@ -105,11 +106,12 @@ def _reduced(name: str, seed: int, folder: Path) -> dict[str, Any]:
 
 
 def _result(path: Path, runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    hardware = machine.hardware()
+    hardware, plan = machine.hardware(), machine.read(path)
     return machine.without_folders({
         "kind": "radius",
+        "prepare": plan.get("prepare", ""),
         "command": f"python -m benchmarks.radius run benchmarks/plans/{path.name}",
-        "about": machine.read(path).get("about", ""),
+        "about": plan.get("about", ""),
         "task": runs[0]["task"],
         "hardware": {k: v for k, v in hardware.items() if k in ("cpu", "cores", "gpu")},
         "versions": machine.versions(),

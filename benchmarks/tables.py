@@ -67,11 +67,14 @@ that of the first batches, without dropout, before and after the run.
 RADIUS = """\
 ## Which radius? {task}
 
-{about}. Seeds {seeds}; {hardware}; the score after the last update in percent, mean and standard
-deviation over the seeds; the gain over `none` is taken seed by seed, *loss* on the same examples.
+{about}.
+
+Seeds {seeds}; {hardware}; the score after the last update in percent, mean and standard deviation
+over the seeds; the gain over `none` is taken seed by seed, *loss* on the same examples.
 *Length* is the mean length of the perturbations. Every command is in `{file}`.
 
 ```bash
+{prepare}
 {command}
 ```
 
@@ -191,8 +194,9 @@ def radius_section(name: str, result: Result) -> str:
     ]
     hardware = result["hardware"]
     return RADIUS.format(
-        task=result["task"].upper(),
+        task=" ".join(dict.fromkeys([name.removeprefix("radius-"), result["task"]])).upper(),
         about=result["about"],
+        prepare=result["prepare"],
         seeds=", ".join(map(str, seeds)),
         hardware=hardware.get("gpu", f"{hardware['cpu']}, {hardware['cores']} cores"),
         file=f"results/{name}.json",
