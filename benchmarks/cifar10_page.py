@@ -4,9 +4,10 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from typing import Any
 
+from benchmarks.markdown import markdown, spread
 from hf_sam import METHODS
 
 Result = dict[str, Any]
@@ -106,8 +107,6 @@ def _input_line(timed: Result) -> str:
 
 
 def _table(runs: list[Result], timed: Result | None) -> str:
-    from benchmarks.tables import markdown
-
     head = ["method", "last", "best", "seeds", "images/s relative to `none`", "max memory (MB)"]
     if _gpu(runs[0]):
         head += ["published accuracy", "published relative"]
@@ -123,8 +122,8 @@ def _row(method: str, runs: list[Result], timed: Result | None) -> list[str]:
         relative = f"{images_per_second(timed, method) / plain:.2f}"
     row = [
         f"`{method}`",
-        spread([run["accuracy"] for run in runs]),
-        spread([run["best_accuracy"] for run in runs]),
+        spread([run["accuracy"] for run in runs], 2),
+        spread([run["best_accuracy"] for run in runs], 2),
         str(len(runs)),
         relative,
         f"{max(run['all_results']['train max memory (MB)'] for run in runs):.0f}",
@@ -136,9 +135,3 @@ def _row(method: str, runs: list[Result], timed: Result | None) -> list[str]:
         "" if accuracy is None else f"{accuracy:.2f}",
         "" if images is None else f"{images / PUBLISHED['none'][1]:.2f}",
     ]
-
-
-def spread(values: Sequence[float]) -> str:
-    """Return mean ± standard deviation, the mean alone for one value."""
-    mean = f"{statistics.fmean(values):.2f}"
-    return f"{mean} ± {statistics.stdev(values):.2f}" if len(values) > 1 else mean

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Markdown tables, and the words of all pages about a machine."""
+"""Markdown tables, and the words of all pages about a machine and about several seeds."""
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -25,3 +26,10 @@ def where(hardware: dict[str, Any], versions: dict[str, str]) -> str:
     if "load_at_end" in hardware:
         words[-1] += f" and {hardware['load_at_end']:g} at the end"
     return "; ".join([*words, ", ".join(f"{k} {v}" for k, v in versions.items())]) + "."
+
+
+def spread(values: Sequence[float], digits: int = 1) -> str:
+    """Return `mean ± standard deviation`, the mean alone for one value."""
+    if len(values) < 2:
+        return f"{values[0]:.{digits}f}"
+    return f"{statistics.fmean(values):.{digits}f} ± {statistics.stdev(values):.{digits}f}"

@@ -25,6 +25,7 @@ from typing import Any
 from datasets import Dataset
 
 from benchmarks import glue, machine
+from benchmarks.markdown import spread
 
 NONE = "none"
 
@@ -158,13 +159,6 @@ def lines(result: dict[str, Any]) -> list[Line]:
             )
         )
     return found
-
-
-def spread(values: Sequence[float], digits: int = 1) -> str:
-    """Return `mean ± standard deviation`."""
-    if len(values) < 2:
-        return f"{values[0]:.{digits}f}"
-    return f"{statistics.fmean(values):.{digits}f} ± {statistics.stdev(values):.{digits}f}"
 
 
 def main(argv: Sequence[str] | None = None) -> None:

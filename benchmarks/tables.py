@@ -11,8 +11,8 @@ from typing import Any
 from benchmarks import machine, pages
 from benchmarks.costs import Cost, costs
 from benchmarks.glue import metric_of
-from benchmarks.markdown import MB, markdown, where
-from benchmarks.radius import NONE, lines, spread
+from benchmarks.markdown import MB, markdown, spread, where
+from benchmarks.radius import NONE, lines
 
 Result = dict[str, Any]
 

@@ -46,7 +46,7 @@ class Says(nn.Module):
 
 
 class DeepSpeedEngine(AcceleratedEngine):
-    """What a Landscape needs under DeepSpeed with ZeRO stage 0, 1 or 2.
+    """What a Landscape needs under DeepSpeed with ZeRO-1 or ZeRO-2.
 
     DeepSpeed takes gradients away as backward computes them, and steps inside of it. So the passes
     of a method call the module without DeepSpeed's engine around it and `torch.autograd.grad`,
