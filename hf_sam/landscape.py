@@ -395,7 +395,7 @@ class Landscape:
         self.on_phase("perturb")
         size = eps.norm()
         ok = torch.isfinite(size) & (size > 0)
-        if "grad_cosine" not in self.readings:
+        if not self._aside and "grad_cosine" not in self.readings:
             self.readings["perturbation_norm"] = torch.where(ok, size, torch.zeros_like(size))
         held = self.engine.held(self.params)
         self.engine.watch(held, eps)
@@ -409,6 +409,7 @@ class Landscape:
             finally:
                 self._aside.pop()
                 self.on_phase("restore")
+        self._read_cosine(aside)
 
     def skip(self, skipped: Tensor) -> None:
         """Note (a `()` bool tensor) that a direction had no length to perturb along."""
@@ -425,8 +426,13 @@ class Landscape:
         elif len(self._aside) == 1 and "grad_cosine" not in self.readings:
             if self._comparable:
                 self.readings.setdefault("sharpness", loss - self.loss)
-            along = add_up(self.engine.shards.sums(self._aside[0].displacement_dot(vector)))
-            lengths = self.readings["perturbation_norm"] * vector.norm()
+            self._aside[0].along = self._aside[0].along or vector
+
+    def _read_cosine(self, aside: Perturbation) -> None:
+        """Read the cosine of the step that was taken and the first gradient found there."""
+        if aside.along:  # and nobody stepped along it
+            along = add_up(self.engine.shards.sums(aside.displacement_dot))
+            lengths = self.readings["perturbation_norm"] * aside.along.norm()
             none = torch.zeros_like(along)
             self.readings["grad_cosine"] = torch.where(lengths > 0, along / lengths, none)
 

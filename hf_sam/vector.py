@@ -16,6 +16,10 @@ Parts = list[Tensor | None]
 """One `()` value per parameter, of what this process holds of it; `None` where there is nothing."""
 
 
+CHUNK = 1 << 20
+"""Elements worked on at a time: what stays in a CPU's cache, and the bound on scratch memory."""
+
+
 class Shards:
     """How parameters are spread over processes: here not at all, each process holds them whole."""
 
@@ -37,6 +41,22 @@ def add_up(sums: list[Tensor | None]) -> Tensor:
     if not present:
         return torch.zeros(())
     return torch.stack([s.to(present[0].device, non_blocking=True) for s in present]).sum()
+
+
+def pieces(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """Yield tensors of one shape as they are, or flat views of `CHUNK` elements where they are
+    larger and have such views.
+    """
+    if tensors[0].numel() <= CHUNK or not all(t.is_contiguous() for t in tensors):
+        yield tensors
+    else:
+        yield from zip(*(t.view(-1).split(CHUNK) for t in tensors), strict=True)
+
+
+def square(tensor: Tensor) -> Tensor:
+    """Return the `()` sum of squares, in float32 or wider."""
+    wide = tensor.flatten().to(torch.promote_types(tensor.dtype, torch.float32))
+    return torch.dot(wide, wide)
 
 
 class Vector(Sequence[Tensor | None]):
@@ -119,8 +139,12 @@ class Vector(Sequence[Tensor | None]):
         return self * (1.0 / divisor)
 
     def mul_(self, factor: Scalar) -> Vector:
-        """Multiply by a number or a `()` tensor in place and return self."""
-        self._norm = None
+        """Multiply by a number or a `()` tensor in place and return self; a known norm stays
+        known.
+        """
+        if self._norm is not None:
+            scale: Any = factor.to(self._norm) if isinstance(factor, Tensor) else factor
+            self._norm = self._norm * abs(scale)
         for mine, _ in _groups(self.tensors, self.present):
             torch._foreach_mul_(
                 mine, factor.to(mine[0].device) if isinstance(factor, Tensor) else factor

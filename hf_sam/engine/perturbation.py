@@ -11,8 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-CHUNK = 1 << 20
-"""Elements moved at a time: what stays in cache, and the bound on scratch memory."""
+from ..vector import CHUNK, Vector, pieces
 
 BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 """Size of a number in bytes -> integers of that size."""
@@ -68,6 +67,10 @@ class Perturbation:
     of the elements inside it, and no other element moves. Where `ok` (a `()` bool tensor) is false
     the parameters stay as they are; this needs no host synchronisation. Parameters with a `None`
     entry are never touched.
+
+    Attributes:
+        along: a vector whose inner product with the step is measured on the way back, when all
+            weights pass through the processor's cache anyway.
     """
 
     def __init__(
@@ -77,12 +80,22 @@ class Perturbation:
         ok: Tensor,
         supports: Sequence[Support | None] | None = None,
     ) -> None:
-        self._place = {id(p): i for i, p in enumerate(params)}
+        self._params = params
         entries = zip(params, eps, supports or [None] * len(eps), strict=True)
         self._entering = [(p, e, s) for p, e, s in entries if e is not None]
         self._ok = ok
         self._saved: list[Piece] = []
         self._saved_inside: list[tuple[Tensor, Support, list[Tensor]]] = []
+        self._dots: dict[int, list[Tensor]] = {}
+        self.along: Vector | None = None
+
+    @property
+    def displacement_dot(self) -> list[Tensor | None]:
+        """Per parameter the `()` inner product of the step taken (as rounded) with `along`'s entry,
+        once the context is left.
+        """
+        dots = (self._dots.get(id(p)) for p in self._params)
+        return [torch.stack(parts).sum() if parts else None for parts in dots]
 
     @torch.no_grad()
     def __enter__(self) -> Perturbation:
@@ -131,36 +144,42 @@ class Perturbation:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        try:
+            self._return(self.along if error is None and self.along else [])
+        except BaseException:  # the weights come back, whatever kept them from being measured
+            self._return([])
+            raise
+        finally:
+            self._saved, self._saved_inside = [], []
+
+    def _return(self, along: Sequence[Tensor | None]) -> None:
+        """Put the snapshot back; may be done twice."""
+        entries = {id(p): e for p, e in zip(self._params, along, strict=False) if e is not None}
+        self._dots = {key: [] for key in entries}
         for run in _runs(self._saved):
+            for piece in run:
+                self._measure(entries, piece.param, piece.start, piece.now, piece.eps)
             torch._foreach_copy_([piece.now for piece in run], [piece.eps for piece in run])
         for param, support, saved in self._saved_inside:
             # Fewer were saved than there are pieces if entering failed on the way.
-            for values, (mask, _, (w,)) in zip(saved, support.pieces(param), strict=False):
-                w.masked_scatter_(mask, values)
-        self._saved, self._saved_inside = [], []
+            both = zip(saved, support.pieces(param), strict=False)
+            for i, (values, (mask, _, (now,))) in enumerate(both):
+                before = now.masked_scatter(mask, values)
+                self._measure(entries, param, i * CHUNK, now, before)
+                now.copy_(before)
 
-    @torch.no_grad()
-    def displacement_dot(self, vector: Sequence[Tensor | None]) -> list[Tensor | None]:
-        """Return per parameter the `()` inner product of the step taken (as rounded) with
-        `vector`'s entry.
-        """
-        place = self._place
-        steps: dict[int, list[Tensor]] = {}
-        for param, start, now, before in self._saved:
-            entry = vector[place[id(param)]]
-            if entry is not None:
-                entry = entry.flatten()[start : start + now.numel()]
-                flat = [t.flatten().split(CHUNK) for t in (now, before, entry)]
-                steps.setdefault(place[id(param)], []).append(_dot_steps(zip(*flat, strict=True)))
-        for param, support, saved in self._saved_inside:
-            entry = vector[place[id(param)]]
-            if entry is not None:
-                pieces = zip(saved, support.pieces(param, entry), strict=True)
-                dot = _dot_steps(
-                    (w, w.masked_scatter(mask, values), e) for values, (mask, _, (w, e)) in pieces
-                )
-                steps[place[id(param)]] = [dot]
-        return [torch.stack(steps[i]).sum() if i in steps else None for i in range(len(vector))]
+    def _measure(
+        self, entries: dict[int, Tensor], param: Tensor, start: int, now: Tensor, before: Tensor
+    ) -> None:
+        """Note the elements' part of the inner product, `CHUNK` elements at a time."""
+        if id(param) not in entries:
+            return
+        entry = entries[id(param)].flatten()[start : start + now.numel()]
+        wide = torch.promote_types(now.dtype, torch.float32)
+        flat = (t.flatten().split(CHUNK) for t in (now, before, entry))
+        for there, here, along in zip(*flat, strict=True):
+            dot = torch.dot((there - here).to(wide), along.to(wide))
+            self._dots[id(param)].append(dot)
 
 
 def _zero_unless(ok: Tensor, values: Tensor) -> None:
@@ -170,17 +189,6 @@ def _zero_unless(ok: Tensor, values: Tensor) -> None:
     """
     bits = BITS[values.element_size()]
     values.view(bits).bitwise_and_(ok.to(bits).neg())
-
-
-def _dot_steps(pieces: Iterable[tuple[Tensor, ...]]) -> Tensor:
-    """Return the `()` sum of (now - before) entry over pieces (now, before, entry)."""
-    total = None
-    for now, before, entry in pieces:
-        wide = torch.promote_types(now.dtype, torch.float32)
-        part = torch.dot((now - before).to(wide), entry.to(wide))
-        total = part if total is None else total + part
-    assert total is not None
-    return total
 
 
 def _gather(values: Tensor, mask: Tensor, count: int) -> Tensor:
@@ -207,15 +215,11 @@ def _shaped(scratch: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
 
 
 def _pieces(param: Tensor, eps: Tensor) -> Iterator[Piece]:
-    """Yield a tensor as it is, or in flat pieces of `CHUNK` elements where it is larger and they
-    exist.
-    """
-    if param.numel() <= CHUNK or not (param.is_contiguous() and eps.is_contiguous()):
-        yield Piece(param, 0, param, eps)
-        return
-    flat = zip(param.view(-1).split(CHUNK), eps.view(-1).split(CHUNK), strict=True)
-    for i, (now, here) in enumerate(flat):
-        yield Piece(param, i * CHUNK, now, here)
+    """Yield a parameter and its perturbation in pieces that stay in cache."""
+    start = 0
+    for now, here in pieces(param, eps):
+        yield Piece(param, start, now, here)
+        start += now.numel()
 
 
 def _runs(pieces: Iterable[Piece]) -> Iterator[list[Piece]]:

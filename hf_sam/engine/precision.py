@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from ..vector import CHUNK
+
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
 logger = logging.getLogger(__name__)
 
 HALF = (torch.bfloat16, torch.float16)
-CHUNK = 1 << 20
-"""Elements looked at together when rounding is measured: the bound on scratch memory."""
 
 
 def scale_of(accelerator: Accelerator) -> Tensor | None:

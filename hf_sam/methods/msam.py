@@ -61,8 +61,8 @@ class PerGroup(Method):
         total: Vector | None = None
         groups = None if self.groups is None else int(self.groups)
         for share, group in at.shards(groups, descent_only=alone):
-            part = self.method(group).mul_(share)
-            total = part if total is None else total.add_(part)
+            part = self.method(group)
+            total = part.mul_(share) if total is None else total.add_(part, share)
             del part  # or it would live on during the next group's passes
         assert total is not None
         return at.together(total) if alone else total

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..landscape import Landscape
-from ..vector import Scalar, Vector
+from ..vector import Scalar, Vector, add_up, pieces, square
 from .base import Part
 from .direction import Direction
 
@@ -158,14 +158,20 @@ class adaptive_radius(Direction):
 
     def __call__(self, v: Vector, at: Landscape) -> Vector:
         """Return the scaled direction."""
-        scaled = [i for i in v.present if at.names is None or "weight" in at.names[i]]
-        self._times_t(v, at, scaled)
-        norm = v.norm()
-        self._times_t(v, at, scaled)
-        return to_length(v, self.rho, norm, at)
+        weights, squares = at.weights(), list[Tensor | None]()
+        for i, entry in enumerate(v):
+            scaled = weights[i] if at.names is None or "weight" in at.names[i] else None
+            squares.append(None if entry is None else self._scale(entry, scaled))
+        norm = add_up(v.shards.sums(squares)).sqrt()
+        return to_length(v.changed(), self.rho, norm, at)
 
-    def _times_t(self, v: Vector, at: Landscape, scaled: list[int]) -> None:
-        weights = at.weights()
-        for i in scaled:
-            v[i].mul_(weights[i].abs().add_(self.eta))  # type: ignore[union-attr]
-        v.changed()
+    def _scale(self, entry: Tensor, weight: Tensor | None) -> Tensor:
+        """Multiply an entry by T^2 in place, where T = 1 without a weight; return |T entry|^2."""
+        if weight is None:
+            return square(entry)
+        squares = []
+        for part, w in pieces(entry, weight):
+            t = w.abs().add_(self.eta)
+            squares.append(square(part.mul_(t)))
+            part.mul_(t)
+        return torch.stack(squares).sum()

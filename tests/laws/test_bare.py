@@ -205,3 +205,29 @@ def test_a_gradient_left_from_before_does_not_count() -> None:
         p.grad = torch.ones_like(p)
     stale = METHODS["sam"]()(bowl.landscape())
     assert all(a is b or torch.equal(a, b) for a, b in zip(clean, stale, strict=True))
+
+
+def test_readings_are_those_of_the_first_step() -> None:
+    """Their definition, also where a second step starts from the perturbed point."""
+    bowl = Bowl(torch.float64)
+    at, before = bowl.landscape(0, total=4), copies(bowl)
+    eps = at.gradient().mul_(0.1)
+    step = eps.clone()
+    with at.perturbed(eps):
+        there = at.gradient()
+        cosine = step.dot(there) / (step.norm() * there.norm())
+        rise = at.readings["sharpness"].clone()
+        with at.perturbed(there.clone().mul_(0.1)):
+            at.gradient()
+    torch.testing.assert_close(at.readings["grad_cosine"], cosine)
+    assert torch.equal(at.readings["sharpness"], rise) and rise > 0
+    assert_at(bowl, before)
+
+
+def test_a_gradient_that_is_stepped_along_needs_no_reading() -> None:
+    bowl = Bowl()
+    at, before = bowl.landscape(0, total=4), copies(bowl)
+    with at.perturbed(at.gradient().mul_(0.1)), at.perturbed(at.gradient().mul_(0.1)):
+        assert torch.isfinite(at.gradient().norm())
+    assert "grad_cosine" not in at.readings
+    assert_at(bowl, before)

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile, record_function
 from transformers import BertConfig, BertForSequenceClassification, Trainer
 
-from hf_sam import METHODS, SAM, Landscape, Method, Progress, Vector
+from hf_sam import METHODS, SAM, Landscape, Method, Progress, Vector, vector
 from hf_sam.engine import perturbation
 from hf_sam.methods import rsam
 from hf_sam.parts.direction import Direction, chain
@@ -38,7 +38,8 @@ Peaks = dict[str, int]
 @pytest.fixture(autouse=True)
 def _small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Scratch memory is at most some tensors of CHUNK numbers: here in proportion to the model."""
-    monkeypatch.setattr(perturbation, "CHUNK", 1 << 9)
+    for module in (vector, perturbation):
+        monkeypatch.setattr(module, "CHUNK", 1 << 9)
 
 
 class Deep:
@@ -213,12 +214,21 @@ def test_a_snapshot_inside_the_mask_is_enough(device: str, dtype: torch.dtype, o
         )
         with moves:
             found.append([p.detach().clone() for p in params])
-            found.append([d for d in moves.displacement_dot(entries) if d is not None])
+            moves.along = Vector(entries)
+        found.append([d for d in moves.displacement_dot if d is not None])
         assert all(torch.equal(p, b) for p, b in zip(params, before, strict=True))
     there, dots, sparse_there, sparse_dots = found
     assert all(torch.equal(a, b) for a, b in zip(there, sparse_there, strict=True))
     assert ok == any(not torch.equal(a, b) for a, b in zip(there, before, strict=True))
     torch.testing.assert_close(sparse_dots, dots, rtol=1e-4, atol=1e-3)
+
+
+def test_the_weights_come_back_whatever_keeps_them_from_being_measured() -> None:
+    param, before = nn.Parameter(torch.ones(30)), torch.ones(30)
+    moves = perturbation.Perturbation([param], [torch.ones(30)], torch.tensor(True))
+    with pytest.raises(RuntimeError, match="size"), moves:
+        moves.along = Vector([torch.ones(29)])
+    assert torch.equal(param.detach(), before)
 
 
 def test_weights_outside_the_mask_stay_whatever_eps_holds() -> None:
