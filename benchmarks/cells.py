@@ -117,7 +117,7 @@ STEPS = (1, 4, 16)
 def on_cpu() -> list[Cell]:
     """Return the cells for a CPU: minutes altogether, on one core."""
     others = {"vit-s16": (2, 96), "resnet18": (8, 32), "lora-0.5b": (2, 8)}
-    small, family = {"minilm": (4, 32)}, dict.fromkeys(FAMILY, (4, 32))
+    small, family = {"minilm": (8, 64)}, dict.fromkeys(FAMILY, (4, 32))
     return _unique([
         *(Cell("bert-4m", "sam", 2, 32, accumulation=k) for k in STEPS),
         *(Cell("bert-4m", "sam", 4, 32, processes=n) for n in (1, 2)),
