@@ -124,7 +124,7 @@ def on_cpu() -> list[Cell]:
         *_many(family, ["sam"]),
         *_many(small, [*RIVALS, *METHODS]),
         *_many(others, ["loop:sam", *SOME]),
-        *_many({"bert-base": (4, 32)}, ["loop:sam"]),
+        *_many({"bert-base": (8, 64)}, ["loop:sam"]),
     ])
 
 
