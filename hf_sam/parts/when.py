@@ -182,8 +182,8 @@ class adaptive(Schedule):
         perturb iff |g|^2 >= mu + c sigma,  c from lambda_2 (start of the run) to lambda_1 (end)
 
     State: mu and sigma^2. The decision needs the gradient's norm on the host, one synchronisation
-        per update. The
-    averages start at the first finite |g|^2; a non-finite one changes nothing and is not perturbed.
+    per update. The averages start at the first finite |g|^2; a non-finite one changes nothing and
+    is not perturbed.
     """
 
     stateful = True
