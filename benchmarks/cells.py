@@ -265,7 +265,8 @@ def _memory(problem: Problem, name: str) -> dict[str, Any]:
         peaks, samples = loop_peaks(Loop(problem, name, updates), updates)
         return {"peaks": peaks, "forwards": samples.forwards, "mask_updates": []}
     row = _row(name)
-    return memory(problem, row, MEMORY_UPDATES if row.method.keeps_state else FEW_UPDATES)
+    varies = row.method.keeps_state or row.method.when is not None
+    return memory(problem, row, MEMORY_UPDATES if varies else FEW_UPDATES)
 
 
 def launch(cell: Cell, folder: Path) -> None:

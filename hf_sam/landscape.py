@@ -114,6 +114,7 @@ class Landscape:
             update's.
         slicer: cuts and weighs batches, for those that are not tensors or mappings of tensors.
         engine: process, precision and replay mechanisms.
+        cosine: read `grad_cosine`, which takes a walk over all weights.
         on_phase: told "ascent", "perturb", "descent", "restore" as each begins.
     """
 
@@ -132,6 +133,7 @@ class Landscape:
         sample: Callable[[int, torch.Generator], list[Any]] | None = None,
         slicer: Cutter | None = None,
         engine: Engine | None = None,
+        cosine: bool = True,
         on_phase: Callable[[str], None] | None = None,
     ) -> None:
         self.params = list(params)
@@ -147,11 +149,12 @@ class Landscape:
         self.on_phase = on_phase or (lambda phase: None)
         self.slicer: Cutter = slicer or Slicer()
         self._sample = sample
+        self._cosine = cosine
         self._replay = self.engine.replay.fresh()
         self._generator: torch.Generator | None = None
         self._here: list[bool] | None = None
         self._peeked: Vector | None = None
-        self._aside: list[Perturbation] = []
+        self._aside: list[tuple[Perturbation, Tensor]] = []  # each with its length
         self._averaged = "pass"
         self._comparable = True
         self.loss: Tensor | None = None
@@ -395,21 +398,20 @@ class Landscape:
         self.on_phase("perturb")
         size = eps.norm()
         ok = torch.isfinite(size) & (size > 0)
-        if not self._aside and "grad_cosine" not in self.readings:
-            self.readings["perturbation_norm"] = torch.where(ok, size, torch.zeros_like(size))
         held = self.engine.held(self.params)
         self.engine.watch(held, eps)
         supports = eps.supports if isinstance(eps, Masked) else None
         perturbation = Perturbation(held, eps, ok, supports)
         eps.tensors.clear()  # a caller that still holds it keeps nothing alive
         with self.engine.moving(), perturbation as aside:
-            self._aside.append(aside)
+            self._aside.append((aside, torch.where(ok, size, torch.zeros_like(size))))
             try:
                 yield
             finally:
                 self._aside.pop()
                 self.on_phase("restore")
-        self._read_cosine(aside)
+        if aside.along:  # and nobody stepped along it
+            self._read_cosine(aside, aside.along)
 
     def skip(self, skipped: Tensor) -> None:
         """Note (a `()` bool tensor) that a direction had no length to perturb along."""
@@ -417,24 +419,26 @@ class Landscape:
         self.readings["skipped"] = skipped if before is None else before | skipped
 
     def _read(self, loss: Tensor, vector: Vector, comparable: bool) -> None:
-        """Read the clean loss from the first pass; sharpness and cosine from the first perturbed
-        one after it.
+        """Read the clean loss from the first pass; the others from the first perturbed one after
+        it, the cosine on the way back.
         """
         if self.loss is None:
             self.loss = loss
             self._comparable = comparable
-        elif len(self._aside) == 1 and "grad_cosine" not in self.readings:
+        elif len(self._aside) == 1 and "perturbation_norm" not in self.readings:
+            aside, length = self._aside[0]
+            self.readings["perturbation_norm"] = length
             if self._comparable:
                 self.readings.setdefault("sharpness", loss - self.loss)
-            self._aside[0].along = self._aside[0].along or vector
+            if self._cosine:
+                aside.along = vector
 
-    def _read_cosine(self, aside: Perturbation) -> None:
-        """Read the cosine of the step that was taken and the first gradient found there."""
-        if aside.along:  # and nobody stepped along it
-            along = add_up(self.engine.shards.sums(aside.displacement_dot))
-            lengths = self.readings["perturbation_norm"] * aside.along.norm()
-            none = torch.zeros_like(along)
-            self.readings["grad_cosine"] = torch.where(lengths > 0, along / lengths, none)
+    def _read_cosine(self, aside: Perturbation, vector: Vector) -> None:
+        """Read the cosine of the step that was taken and the gradient found there."""
+        along = add_up(self.engine.shards.sums(aside.displacement_dot))
+        lengths = self.readings["perturbation_norm"] * vector.norm()
+        none = torch.zeros_like(along)
+        self.readings["grad_cosine"] = torch.where(lengths > 0, along / lengths, none)
 
 
 class Cutter(Protocol):

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 
 MEANS = ("sharpness", "perturbation_norm", "ascent_grad_norm", "grad_cosine")
+COSINE_EVERY = 10
+"""Updates from one reading of the cosine to the next: it takes a walk over all weights."""
 
 
 class Readings:
@@ -23,6 +25,12 @@ class Readings:
         self._sums: dict[str, Tensor] = {}  # of the values, and how many there are: (2,)
         self._updates = 0
         self._perturbed = 0
+
+    def want_cosine(self, step: int) -> bool:
+        """Return whether the update after `step` others should read the cosine: every tenth, and
+        the first perturbed one after a log.
+        """
+        return step % COSINE_EVERY == 0 or "grad_cosine" not in self._sums
 
     def add(self, readings: dict[str, Tensor]) -> None:
         """Take one update's readings, `()` tensors; without a perturbation it counts as a plain

@@ -282,6 +282,7 @@ class SAMMixin(Passes):
             sample=partial(draw, self),
             slicer=slicer,
             engine=self._engine,
+            cosine=self._readings.want_cosine(self.state.global_step),
             on_phase=self._memory.announce if self._memory is not None else None,
         )
 

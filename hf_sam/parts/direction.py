@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..landscape import Landscape
-from ..vector import Vector
+from ..vector import Vector, pieces
 from .base import Part
 
 
@@ -83,7 +83,8 @@ class minus_average(Direction):
         sigma = torch.where(started, torch.full_like(size, self.sigma), 0.0)
         for m, g in zip(average, v, strict=True):
             if m is not None:
-                _step(m, g, ok, weight, sigma)
+                for part in pieces(m) if g is None else pieces(m, g):
+                    _step(*part, ok=ok, weight=weight, sigma=sigma)
         self.state.update(average=average, started=started | ok)
         norm = v.changed().norm()
         return v.mul_((norm > NEGLIGIBLE * size).to(norm.dtype))
@@ -98,7 +99,7 @@ class minus_average(Direction):
         )
 
 
-def _step(m: Tensor, g: Tensor | None, ok: Tensor, weight: Tensor, sigma: Tensor) -> None:
+def _step(m: Tensor, g: Tensor | None = None, *, ok: Tensor, weight: Tensor, sigma: Tensor) -> None:
     """Move m by `weight` towards g where `ok`, then take sigma m off g; all on the device."""
     ok, weight, sigma = (t.to(m.device) for t in (ok, weight, sigma))
     towards = torch.zeros_like(m) if g is None else g
