@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..landscape import Landscape, Masked, Support
-from ..vector import WHOLE, Shards, StateValue, Vector, add_up
+from ..vector import CHUNK, WHOLE, Shards, StateValue, Vector, add_up
 from .direction import Direction
 
 Scores = list[Tensor | None]
@@ -249,10 +249,23 @@ def _above(scores: Scores, threshold: float, count: int, shards: Shards) -> Mask
             continue
         tie = s == threshold
         if (n := int(everywhere)) > missing:
-            tie &= (tie.flatten().cumsum(0) <= missing - int(before)).view(tie.shape)
+            tie = _first(tie, missing - int(before))
         missing -= n
         mask |= tie
     return masks
+
+
+def _first(mask: Tensor, count: int) -> Tensor:
+    """Return the mask of the first `count` elements that are on; 8 bytes of scratch for each of
+    `CHUNK` elements.
+    """
+    flat = mask.flatten()
+    for piece in flat.split(CHUNK):
+        found = int(piece.count_nonzero())
+        if found > count:
+            piece &= piece.cumsum(0) <= count
+        count = max(count - found, 0)
+    return flat.view(mask.shape)
 
 
 def _total(parts: list[Tensor | None], shards: Shards) -> int:

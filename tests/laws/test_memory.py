@@ -23,8 +23,9 @@ from transformers import BertConfig, BertForSequenceClassification, Trainer
 from hf_sam import METHODS, SAM, Landscape, Method, Progress, Vector, vector
 from hf_sam.engine import perturbation
 from hf_sam.methods import rsam
+from hf_sam.parts import masks
 from hf_sam.parts.direction import Direction, chain
-from hf_sam.parts.masks import Mask, dynamic_mask
+from hf_sam.parts.masks import Mask, dynamic_mask, largest
 from hf_sam.parts.radius import radius
 from tests.cases import CASES, Case
 from tests.toys import examples, make_trainer
@@ -38,7 +39,7 @@ Peaks = dict[str, int]
 @pytest.fixture(autouse=True)
 def _small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Scratch memory is at most some tensors of CHUNK numbers: here in proportion to the model."""
-    for module in (vector, perturbation):
+    for module in (vector, perturbation, masks):
         monkeypatch.setattr(module, "CHUNK", 1 << 9)
 
 
@@ -192,6 +193,12 @@ def test_an_exchange_holds_one_set_of_scores(drop: str, growth: str) -> None:
     """Beside three masks (the old one, what stays and what comes) and scratch for a tensor."""
     found = extra(METHODS["ssam_d"](update_interval=1, growth=growth, drop=drop))
     assert max(found) <= 1.75 + 4 / LAYERS
+
+
+def test_equal_scores_need_no_scratch_of_their_size() -> None:
+    """As those of the words that no example had: three masks of a byte per weight."""
+    scores: list[Tensor | None] = [torch.zeros(300, 1000)]
+    assert counted(lambda: largest(scores, 1000) and None)[""] <= 1.01 * 3 * 300_000
 
 
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
