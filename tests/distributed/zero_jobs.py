@@ -159,7 +159,8 @@ class Overflows(SAMTrainer):
 
     def compute_loss(self, *args: Any, **kwargs: Any) -> Any:
         loss = super().compute_loss(*args, **kwargs)
-        bad = next(self.pass_numbers) == self.at and os.environ["RANK"] == "1"
+        counts = torch.is_grad_enabled()  # not a question about num_items_in_batch
+        bad = counts and next(self.pass_numbers) == self.at and os.environ["RANK"] == "1"
         return loss * math.inf if bad else loss
 
 
