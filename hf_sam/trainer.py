@@ -233,8 +233,7 @@ class SAMMixin(Passes):
         if self._window is None:
             raise NotImplementedError(
                 f"{type(self).__name__} calls training_step without get_batch_samples, so the "
-                f"micro-batches of an "
-                "update are unknown; SAM needs Trainer's own epoch loop"
+                "micro-batches of an update are unknown; SAM needs Trainer's own epoch loop"
             )
         if not self._window.add(inputs):
             return torch.zeros((), device=self.args.device)
