@@ -52,7 +52,7 @@ class Passes(Behind):
     _strays: list[nn.Parameter]
     _per_example_loss_func: Callable[[Any, Tensor], Tensor] | None
     _new_replay: Callable[[], Replay]
-    _reentrant: Callable[[], bool]
+    _reentrant: bool
 
     # -- passes ---------------------------------------------------------------------------------
 
@@ -150,7 +150,7 @@ class Passes(Behind):
     def _without_graph(self) -> Iterator[None]:
         """Surround a forward without a graph, which reentrant checkpointing would warn about."""
         with torch.no_grad():
-            if not self._reentrant():
+            if not self._reentrant:
                 yield
                 return
             with warnings.catch_warnings():
@@ -171,13 +171,17 @@ class Passes(Behind):
         if num_items is not None and self._honours is None and matters and self._counting:
             self._honours = self._ask_loss(batch_samples[0], num_items)
             if self._honours is False:
-                logger.warning(
+                self._warn(
                     f"The loss of {type(self.model).__name__} ignores num_items_in_batch, though "
-                    f"Trainer believes the "
-                    "opposite: its accumulated gradient would be too large. It is divided as it "
-                    "should be."
+                    "Trainer believes the opposite: its accumulated gradient would be too large. "
+                    "It is divided as it should be."
                 )
         return None if self._honours is False else num_items
+
+    def _warn(self, message: str) -> None:
+        """Log a warning that all processes have alike, once."""
+        if self.accelerator.is_main_process:
+            logger.warning(message)
 
     def _ask_loss(self, batch: Any, num_items: Any) -> bool | None:
         n = torch.as_tensor(num_items, device=self.args.device)

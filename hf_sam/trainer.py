@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import Trainer
+from transformers import Trainer, TrainingArguments
 from transformers.trainer_utils import has_length
 
 from . import __version__
@@ -25,7 +25,7 @@ from .engine.choice import engine_for
 from .engine.host import GIVEN, check_averaged, check_host, modules_of
 from .engine.records import Records
 from .engine.replay import Replay, norm_buffers
-from .engine.support import check_engine, check_optimizer
+from .engine.support import check_engine, check_optimizer, check_processes, reentrant
 from .engine.window import (
     BatchSlicer,
     Window,
@@ -85,6 +85,9 @@ class SAMMixin(Passes):
         self._readings = Readings()
         self._pending_readings: dict[str, float] = {}
         self._memory: MemoryCallback | None = None
+        for given in (*args, *kwargs.values()):
+            if isinstance(given, TrainingArguments):
+                check_processes(given)
         super().__init__(*args, **kwargs)
         self._method = build_method(self.args, sam)
         check_engine(self)
@@ -119,9 +122,8 @@ class SAMMixin(Passes):
         check_optimizer(self.optimizer, self.args)
         self._memory = self._memory_callback()
         self._replay = self._new_replay()
-        self._engine = engine_for(
-            self, model, self._replay, self._local_ascent(), self._reentrant()
-        )
+        self._reentrant = reentrant(self)
+        self._engine = engine_for(self, model, self._replay, self._local_ascent(), self._reentrant)
         self._params = self._engine.params(self.optimizer)
         names = {id(p): name for name, p in self.model.named_parameters()}
         self._names = [names.get(id(p), f"optimizer.{i}") for i, p in enumerate(self._params)]
@@ -189,9 +191,9 @@ class SAMMixin(Passes):
     def _warn_never(self, total: int) -> None:
         when = self._method.when
         if when is not None and not when.ever(total, self.args.get_warmup_steps(total)):
-            logger.warning(
+            self._warn(
                 f"SAM never starts in this run: the schedule {when} picks none of its {total} "
-                f"updates."
+                "updates."
             )
 
     def _new_replay(self) -> Replay:
@@ -204,19 +206,6 @@ class SAMMixin(Passes):
     def _local_ascent(self) -> bool:
         sync = option(self.args, "sam_ascent_sync")
         return sync == "local" or (sync == "auto" and self._method.local_ascent)
-
-    def _reentrant(self) -> bool:
-        """Whether activations may be checkpointed in the mode that cannot compute some gradients
-        only.
-        """
-        for name in ("activation_checkpointing", "gradient_checkpointing"):
-            if name in self.args.__dict__ and getattr(self.args, name):
-                chosen = getattr(self.args, f"{name}_kwargs", None) or {"use_reentrant": False}
-                return bool(chosen.get("use_reentrant", True))  # transformers', torch's default
-        model = self.model.get_base_model() if hasattr(self.model, "peft_config") else self.model
-        new = hasattr(type(model), "is_activation_checkpointing")  # the other name warns
-        name = "is_activation_checkpointing" if new else "is_gradient_checkpointing"
-        return bool(getattr(model, name, False))
 
     # -- one update -----------------------------------------------------------------------------
 
@@ -244,8 +233,7 @@ class SAMMixin(Passes):
         if self._window is None:
             raise NotImplementedError(
                 f"{type(self).__name__} calls training_step without get_batch_samples, so the "
-                f"micro-batches of an "
-                "update are unknown; SAM needs Trainer's own epoch loop"
+                "micro-batches of an update are unknown; SAM needs Trainer's own epoch loop"
             )
         if not self._window.add(inputs):
             return torch.zeros((), device=self.args.device)
@@ -301,10 +289,10 @@ class SAMMixin(Passes):
     def _warn_orphan(self, window: Window) -> None:
         if not self._orphan_warned:
             self._orphan_warned = True
-            logger.warning(
+            self._warn(
                 f"The data ended after {window.size} of {self.args.gradient_accumulation_steps} "
-                f"micro-batches of an "
-                "update; Trainer makes no update of them, so they are dropped. Said once."
+                "micro-batches of an update; Trainer makes no update of them, so they are "
+                "dropped. Said once."
             )
 
     # -- logs, checkpoints, cards ---------------------------------------------------------------

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,9 +17,9 @@ from transformers.training_args import ParallelMode
 
 from hf_sam import SAMTrainer, SAMTrainingArguments
 from hf_sam.engine.sharding import AcceleratedEngine, Engine
-from hf_sam.engine.support import ENGINES, check_engine
+from hf_sam.engine.support import ENGINES, check_engine, reentrant
 from tests.cases import CASES
-from tests.toys import bert, examples, make_trainer, train
+from tests.toys import CHECKPOINTING, bert, examples, make_trainer, train
 
 # The package of each of these is missing here, or it wants several devices, so a real trainer is
 # given the marks that transformers and accelerate leave on one.
@@ -29,7 +30,8 @@ def deepspeed(stage: int = 2, reentrant: bool = False, **config: Any) -> Callabl
         plugin = SimpleNamespace(zero_stage=stage, deepspeed_config=config)
         trainer.accelerator = stand_in(trainer, state=SimpleNamespace(deepspeed_plugin=plugin))
         if reentrant:
-            trainer.args.gradient_checkpointing_kwargs = {"use_reentrant": True}
+            setattr(trainer.args, CHECKPOINTING, True)
+            setattr(trainer.args, f"{CHECKPOINTING}_kwargs", {"use_reentrant": True})
 
     return mark
 
@@ -169,6 +171,55 @@ def test_fsdp2_has_no_gradient_of_a_rank_of_its_own(
         check_engine(trainer)
 
 
+ASKED: list[tuple[dict[str, Any], bool]] = [
+    ({}, False),
+    ({"use_reentrant": False}, False),
+    ({"use_reentrant": True}, True),
+    ({"preserve_rng_state": True}, True),  # torch's own choice
+]
+
+
+@pytest.mark.filterwarnings("ignore:.*use_reentrant parameter should be passed:UserWarning")
+@pytest.mark.parametrize("by_arguments", [True, False])
+@pytest.mark.parametrize(("chosen", "expected"), ASKED)
+def test_the_mode_of_activation_checkpointing(
+    tmp_path: Path, chosen: dict[str, Any], expected: bool, by_arguments: bool
+) -> None:
+    """It is known when the trainer is built; torch leaves parts of a gradient out in it."""
+    network = bert()
+    arguments = {CHECKPOINTING: True, f"{CHECKPOINTING}_kwargs": chosen} if by_arguments else {}
+    if not by_arguments:
+        getattr(network, f"{CHECKPOINTING}_enable")(chosen or None)
+    trainer = make_trainer(tmp_path, built=network, max_steps=1, **arguments)
+    assert reentrant(trainer) is expected
+    trainer.train()
+    assert trainer._engine._whole_backward is expected
+    batch = trainer._prepare_inputs(trainer.data_collator(examples("bert", 2)))
+    refused = (
+        pytest.raises(RuntimeError, match="to not have been used") if expected else nullcontext()
+    )
+    with refused:
+        torch.autograd.grad(network(**batch).loss, network.bert.encoder.layer[0].output.dense.bias)
+
+
+def test_the_mode_of_checkpointing_that_is_off_or_of_some_layers(tmp_path: Path) -> None:
+    """Keywords that are not torch's leave the choice to transformers."""
+    trainer = make_trainer(tmp_path)
+    setattr(trainer.args, f"{CHECKPOINTING}_kwargs", {"use_reentrant": True})
+    assert not reentrant(trainer)
+    setattr(trainer.args, CHECKPOINTING, True)
+    assert reentrant(trainer)
+    setattr(trainer.args, f"{CHECKPOINTING}_kwargs", {"every_n_layers": 2, "offload": False})
+    assert not reentrant(trainer)
+
+
+def test_fsdp_without_a_device_to_shard_over(tmp_path: Path, monkeypatch: Any) -> None:
+    """As `accelerate launch --config_file accelerate_configs/fsdp2.yaml` on a CPU asks for it."""
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    with pytest.raises(ValueError, match=r"distributed_type=FSDP .* runs on cpu.*DistributedConf"):
+        make_trainer(tmp_path)
+
+
 def test_every_row_that_refuses_is_tested() -> None:
     assert {row.name for row in ENGINES if row.found is not None} == {name for name, _ in MARKS}
 
@@ -176,7 +227,7 @@ def test_every_row_that_refuses_is_tested() -> None:
 def test_the_table() -> None:
     """Supported engines have no test for being found; the others say what to do instead."""
     for row in ENGINES:
-        assert row.methods == ("none" if row.found else "all")
+        assert row.methods == ("refused" if row.found else "all")
         assert row.why and not row.why.endswith(".")
     remedies = ("use ", "start one", "leave it out")
     assert all(any(r in row.why for r in remedies) for row in ENGINES if row.found)

@@ -93,8 +93,6 @@ def _unknown(labels: Any, logits: Any) -> str:
 
     return (
         f"the loss of single examples is unknown for labels of {shape(labels)} and logits of "
-        f"{shape(logits)}: give "
-        "SAMTrainer(per_example_loss_func=f) with f(outputs, labels) -> losses of shape (B,), or "
-        "use a method that "
-        "needs none, such as sam"
+        f"{shape(logits)}: give SAMTrainer(per_example_loss_func=f) with f(outputs, labels) -> "
+        "losses of shape (B,), or use a method that needs none, such as sam"
     )

@@ -82,8 +82,8 @@ def _take(value: Any, index: Tensor | slice, size: int, name: str) -> Any:
     found = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
     raise ValueError(
         f"{name} ({found}) has no leading size {size}, so single examples cannot be selected from "
-        f"this batch; "
-        "use a method that takes whole batches, such as sam, or override take(inputs, index)"
+        "this batch; use a method that takes whole batches, such as sam, or give the Trainer class "
+        "a method take(inputs, index)"
     )
 
 

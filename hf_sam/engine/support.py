@@ -4,11 +4,14 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from accelerate import DistributedType
+from torch import distributed
+from transformers import TrainingArguments
 from transformers.training_args import ParallelMode
 
 Found = Callable[[Any], bool]
@@ -20,7 +23,7 @@ class EngineRow:
 
     Attributes:
         name: what the user calls it.
-        methods: which methods work: "all", or "none".
+        methods: "all" work, or the way is "refused", also under sam="none".
         why: what to know, or why it is refused and what to use instead.
         found: whether a trainer runs this way; None for ways that are supported.
     """
@@ -72,23 +75,41 @@ def is_fsdp2(trainer: Any) -> bool:
     return _loaded("fsdp", "dp_replicate")(trainer) or _plugin_version(trainer) == 2
 
 
-def _stage(trainer: Any) -> int | None:
-    """Return DeepSpeed's ZeRO stage, None without DeepSpeed."""
-    plugin = getattr(trainer.accelerator.state, "deepspeed_plugin", None)
-    return None if plugin is None else int(plugin.zero_stage)
+def _deepspeed(is_such: Callable[[Any], bool]) -> Found:
+    """Return whether DeepSpeed runs the model, by a plugin of accelerate that is such."""
+
+    def found(trainer: Any) -> bool:
+        plugin = getattr(trainer.accelerator.state, "deepspeed_plugin", None)
+        return plugin is not None and is_such(plugin)
+
+    return found
 
 
-def _deepspeed(trainer: Any) -> dict[str, Any]:
-    """Return DeepSpeed's configuration, empty without DeepSpeed."""
-    plugin = getattr(trainer.accelerator.state, "deepspeed_plugin", None)
-    return {} if plugin is None else dict(plugin.deepspeed_config)
+def reentrant(trainer: Any) -> bool:
+    """Return whether activations are checkpointed in the mode that computes all gradients or none.
+
+    What the arguments ask for comes into force when training begins; without them the model's
+    layers tell.
+    """
+    asked = vars(trainer.args)
+    for name in ("activation_checkpointing", "gradient_checkpointing"):  # new and old name
+        if asked.get(name):
+            chosen = set(asked.get(f"{name}_kwargs") or {}) - TRANSFORMERS_OWN
+            return bool(chosen) and _is_reentrant(asked[f"{name}_kwargs"])
+    layers = (m for m in trainer.model.modules() if getattr(m, "gradient_checkpointing", False))
+    calls = (getattr(layer, "_gradient_checkpointing_func", None) for layer in layers)
+    return any(_is_reentrant(getattr(call, "keywords", {})) for call in calls)
 
 
-def _reentrant_asked(args: Any) -> bool:
-    """Return whether the arguments say so; transformers itself chooses the other mode."""
-    names = ("gradient_checkpointing_kwargs", "activation_checkpointing_kwargs")
-    given = [getattr(args, name, None) or {} for name in names if name in vars(args)]
-    return any(kwargs.get("use_reentrant") for kwargs in given)
+TRANSFORMERS_OWN = {"every_n_layers", "offload"}
+"""Keys of `activation_checkpointing_kwargs` that torch does not see; without any other one
+transformers chooses the mode that is not reentrant."""
+
+
+def _is_reentrant(kwargs: Mapping[str, Any]) -> bool:
+    """Return which mode torch takes: the reentrant one, unless it is told not to."""
+    given = kwargs.get("use_reentrant")
+    return given is None or bool(given)
 
 
 def _static_graph(trainer: Any) -> bool:
@@ -123,33 +144,34 @@ ENGINES = (
     ),
     EngineRow(
         "DeepSpeed with ZeRO-3",
-        "none",
+        "refused",
         "its weights are there inside a forward only, so nothing can perturb them; use ZeRO-2 or "
         "FSDP2",
-        lambda t: _stage(t) == 3,
+        _deepspeed(lambda plugin: int(plugin.zero_stage) == 3),
     ),
     EngineRow(
         "DeepSpeed without ZeRO (stage 0)",
-        "none",
+        "refused",
         "its clipping is another than Trainer's; use ZeRO-1, or DDP",
-        lambda t: _stage(t) == 0,
+        _deepspeed(lambda plugin: int(plugin.zero_stage) == 0),
     ),
     EngineRow(
         "DeepSpeed's own autocast (torch_autocast in its configuration)",
-        "none",
+        "refused",
         "its engine casts around a forward, which SAM's passes do without; use bf16=True",
-        lambda t: bool(_deepspeed(t).get("torch_autocast", {}).get("enabled")),
+        _deepspeed(lambda p: p.deepspeed_config.get("torch_autocast", {}).get("enabled", False)),
     ),
     EngineRow(
         "DeepSpeed with reentrant activation checkpointing",
-        "none",
+        "refused",
         "it cannot compute a gradient that DeepSpeed does not see; use "
-        "gradient_checkpointing_kwargs={'use_reentrant': False}",
-        lambda t: _stage(t) is not None and _reentrant_asked(t.args),
+        "activation_checkpointing_kwargs={'use_reentrant': False} (gradient_checkpointing_kwargs "
+        "in older transformers)",
+        lambda t: _deepspeed(lambda plugin: True)(t) and reentrant(t),
     ),
     EngineRow(
         "tensor, expert or pipeline parallelism",
-        "none",
+        "refused",
         "each rank holds a part of the weights; use DDP, with LoRA if the model is too large",
         _any(
             lambda t: t.get_tp_size() > 1,
@@ -159,56 +181,84 @@ ENGINES = (
     ),
     EngineRow(
         "context or sequence parallelism",
-        "none",
+        "refused",
         "each rank holds a part of every example; use DDP",
         _parallelism("cp", "sp"),
     ),
     EngineRow(
         "FSDP1 (accelerate's plugin with fsdp_version 1)",
-        "none",
+        "refused",
         "it flattens the weights of a module into one; use FSDP2 (fsdp_version: 2)",
         lambda t: _plugin_version(t) == 1,
     ),
     EngineRow(
         "DDP with a static graph (ddp_static_graph=True)",
-        "none",
+        "refused",
         "torch then cannot start with a pass that is not averaged over ranks; leave it out",
         _static_graph,
     ),
     EngineRow(
         "DataParallel (several GPUs in one process)",
-        "none",
+        "refused",
         f"its replicas are made anew in every pass; {PER_GPU}",
         lambda t: _mode(ParallelMode.NOT_DISTRIBUTED)(t) and t.args.n_gpu > 1,
     ),
     EngineRow(
         "fp8 mixed precision",
-        "none",
+        "refused",
         "its scaling statistics move in every pass; use bf16=True",
         lambda t: t.accelerator.mixed_precision == "fp8",
     ),
     EngineRow(
-        "Megatron-LM", "none", "its backward is its own; use DDP", _distributed("MEGATRON_LM")
+        "Megatron-LM", "refused", "its backward is its own; use DDP", _distributed("MEGATRON_LM")
     ),
     EngineRow(
         "SageMaker parallelism",
-        "none",
+        "refused",
         "its backward is its own; use DDP (torchrun)",
         _mode(ParallelMode.SAGEMAKER_MODEL_PARALLEL, ParallelMode.SAGEMAKER_DATA_PARALLEL),
     ),
     EngineRow(
         "XLA (TPU)",
-        "none",
+        "refused",
         "not proven there; use CPU or GPU",
         _any(_distributed("XLA"), _mode(ParallelMode.TPU)),
     ),
     EngineRow(
         "FSDP that accelerate does not apply (its plugin needs a GPU)",
-        "none",
+        "refused",
         "the weights would not be sharded; use DistributedConfig(fsdp_size=n) at from_pretrained",
         lambda t: (bool(t.args.fsdp) or _parallelism("dp_shard")(t)) and not is_fsdp2(t),
     ),
 )
+
+
+def check_processes(args: TrainingArguments) -> None:
+    """Refuse processes that would not train as they were started to.
+
+    To be called before Trainer gets the model, of which FSDP's launcher lets some processes load
+    the shapes only.
+
+    Raises:
+        ValueError: accelerate finds no device for them to train on together, or to shard over.
+    """
+    state = args.distributed_state
+    if state is None:
+        return
+    started = distributed.get_world_size() if distributed.is_initialized() else 1
+    if started > state.num_processes == 1:
+        raise ValueError(
+            f"use_cpu={args.use_cpu}: {started} processes were started, but there is no GPU for "
+            "them, so each would train a model of its own; to train on CPU together give "
+            "use_cpu=True (--use_cpu), or start one process"
+        )
+    asked = os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
+    if asked and state.distributed_type in (DistributedType.NO, DistributedType.MULTI_CPU):
+        raise ValueError(
+            "distributed_type=FSDP of accelerate's configuration needs a GPU for each process, and "
+            f"this one runs on {state.device.type}, where the weights would not be sharded; use "
+            "DistributedConfig(fsdp_size=n) at from_pretrained, or accelerate_configs/ddp_cpu.yaml"
+        )
 
 
 def check_engine(trainer: Any) -> None:

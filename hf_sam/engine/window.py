@@ -107,15 +107,13 @@ def check_cuttable(trainer: Trainer, method: str) -> None:
     if owner is not Trainer:
         raise NotImplementedError(
             f"{method} selects examples of a batch, and {owner.__name__}.compute_loss may read "
-            f"rows in another way: "
-            f"give the class a method take(inputs, index) that returns the chosen examples' "
-            f"inputs, or use sam='sam'"
+            "rows in another way: give the class a method take(inputs, index) that returns the "
+            "chosen examples' inputs, or use sam='sam'"
         )
     if isinstance(trainer.data_collator, DataCollatorWithFlattening):
         raise NotImplementedError(
             f"{method} selects examples of a batch, and DataCollatorWithFlattening packs them "
-            f"into one row: use a "
-            "padding collator, or sam='sam'"
+            "into one row: use a padding collator, or sam='sam'"
         )
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, distributed, nn
 
-from .precision import LossScaling, RoundingWatch
+from .precision import LossScaling
 from .replay import Replay
 from .sharding import AcceleratedEngine, How
 
@@ -65,13 +65,9 @@ class DeepSpeedEngine(AcceleratedEngine):
     def __init__(
         self, accelerator: Accelerator, model: Any, replay: Replay, local_ascent: bool
     ) -> None:
-        super().__init__(accelerator, model.module, replay)
-        # Without an accelerator device accelerate knows of one process only.
-        self.rank, self.ranks = distributed.get_rank(), distributed.get_world_size()
-        self.local_ascent = local_ascent and self.ranks > 1
+        super().__init__(accelerator, model.module, replay, local_ascent)
         self._engine = model
         self._scaling = LossScaling(self._scale)
-        self._watch = RoundingWatch(self.rank == 0, self.average_)
 
     def _scale(self) -> Tensor | None:
         """Return the `()` factor that DeepSpeed puts on losses in fp16, None without."""

@@ -406,6 +406,7 @@ def messages(folder: Path) -> Found:
         "stored": stored,
         "said": said,
         "static graph": refusal(lambda: make_trainer(folder, ddp_static_graph=True, **BASE)),
+        "no device": refusal(lambda: make_trainer(folder, use_cpu=False, **BASE)),
     }
 
 

@@ -222,10 +222,20 @@ def test_an_overflow_on_one_rank_skips_the_update_on_all(
         assert all(math.isfinite(entry["loss"]) for entry in found["logs"])
 
 
-def test_only_the_first_rank_warns_of_rounding(ranks: Ranks) -> None:
-    said = [[m for m in rank["messages"]["said"] if "rounds" in m] for rank in ranks]
+@pytest.mark.parametrize("words", [("rounds", "cosine", "bfloat16"), ("ignores num_items",)])
+def test_only_the_first_rank_warns(ranks: Ranks, words: tuple[str, ...]) -> None:
+    """Of rounding, and of a loss that is corrected."""
+    said = [[m for m in rank["messages"]["said"] if words[0] in m] for rank in ranks]
     assert [len(messages) for messages in said] == [1, 0]
-    assert "cosine" in said[0][0] and "bfloat16" in said[0][0]
+    assert all(word in said[0][0] for word in words)
+
+
+@pytest.mark.skipif(torch.accelerator.is_available(), reason="these processes get a GPU each")
+def test_processes_that_know_nothing_of_each_other_are_refused(ranks: Ranks) -> None:
+    """Without a GPU, and without having been told to use the CPU."""
+    assert all(
+        "use_cpu=False: 2 processes were started" in rank["messages"]["no device"] for rank in ranks
+    )
 
 
 def test_a_static_graph_is_refused(ranks: Ranks) -> None:
