@@ -34,6 +34,7 @@ def test_a_run_in_pieces_equals_one_in_whole(words: list[str], tmp_path: Path, c
     result = machine.read(path)
     assert (result["method"], result["seed"], result["train_images"]) == ("sam", 3, 24)
     assert result["all_results"]["sam"]["method"]["rho"] == 0.05
+    assert "--config_overrides=" in result["options"]
     assert len(result["history"]["eval_accuracy"]) == len(result["history"]["loss"]) == 3
     assert result["accuracy"] == pytest.approx(100 * result["history"]["eval_accuracy"][-1])
     assert str(tmp_path) not in path.read_text()
@@ -101,6 +102,10 @@ def test_the_page_says_what_was_measured_and_what_was_not() -> None:
         "1,000 weights, 50 training and 10 test images, 2 epochs. C, 1 thread(s); torch 2" in text
     )
     assert "waits for its batches 10.0 % of the time" in text
+    other = result("sam", 3, 70.0, options="--sam_rho 0.1")  # is not averaged with the recipe's
+    text = page([*runs, other, speed()])
+    assert "| `sam` | 61.00 ± 1.41 | 62.00 ± 1.41 | 2 | 0.48 | 102 |\n" in text
+    assert "| `sam`, `--sam_rho 0.1` | 70.00 | 71.00 | 1 |  | 103 |\n" in text
     gpu = {"hardware": {"gpu": "G"}}
     text = page([result("none", 1, 95.0, **gpu), speed(), *runs])  # published numbers are beside it
     assert "Not measured" not in text
