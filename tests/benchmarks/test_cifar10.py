@@ -123,6 +123,11 @@ def test_the_page_is_written_from_the_files(words: list[str], tmp_path: Path) ->
     assert "| `esam` | 70.00" in (tmp_path / "PAGE.md").read_text()
 
 
+def test_the_page_is_what_the_results_say() -> None:
+    found = page(machine.read(path) for path in sorted(machine.RESULTS.glob("cifar10-*.json")))
+    assert cifar10.PAGE.read_text(encoding="utf-8") == found, "run it with --table"
+
+
 def test_a_folder_without_data(words: list[str], tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="has no file train"):
         cifar10.main([*words, "--method", "sam", "--data_dir", str(tmp_path / "r")])
