@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from shared_scripts.arguments import InputError, nearest
+from hf_sam.parts.base import nearest
+from shared_scripts.arguments import InputError
 from vision_scripts.arguments import DataTrainingArguments
 from vision_scripts.decode import Source
 
@@ -250,7 +251,7 @@ def _column(
             return name
     raise InputError(
         f"{source}: has no column {' or '.join(map(repr, wanted))}"
-        f"{nearest(wanted[0], data.column_names)} There: {', '.join(data.column_names)}. Give "
+        f"{nearest(wanted[0], data.column_names)}. There: {', '.join(data.column_names)}. Give "
         f"--{what}_column_name"
     )
 

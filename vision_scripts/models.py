@@ -19,7 +19,8 @@ from transformers import (
 from transformers.models.bit.image_processing_pil_bit import BitImageProcessorPil
 from transformers.utils import is_timm_available
 
-from shared_scripts.arguments import InputError, nearest
+from hf_sam.parts.base import nearest
+from shared_scripts.arguments import InputError
 from vision_scripts import networks  # noqa: F401 (makes its model types known)
 from vision_scripts.arguments import ModelArguments
 
@@ -77,7 +78,7 @@ def _check_overrides(config: PretrainedConfig, overrides: Any) -> None:
             fields = sorted(key for key, value in known.items() if not isinstance(value, dict))
             raise InputError(
                 f"--config_overrides {key}: {type(config).__name__} has no such field"
-                f"{nearest(key, fields)} It has: {', '.join(fields)}"
+                f"{nearest(key, fields)}. It has: {', '.join(fields)}"
             )
 
 
