@@ -21,6 +21,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import random
+import shlex
 import sys
 import tempfile
 import time
@@ -138,6 +139,7 @@ def _result(
         "kind": "cifar10",
         "command": settings.command,
         "method": settings.method,
+        "options": shlex.join(settings.more),
         "seed": settings.seed,
         "small": settings.small,
         "train_images": metrics["train_samples"],

@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from hf_sam import SAMTrainingArguments
-from shared_scripts.arguments import HubArguments, InputError, check_positive, nearest, parse
+from hf_sam.parts.base import nearest
+from shared_scripts.arguments import HubArguments, InputError, check_positive, parse
 
 MAX_SAMPLES = ("max_train_samples", "max_eval_samples", "max_predict_samples")
 
@@ -144,7 +145,7 @@ class DataTrainingArguments:
             self.task_name = self.task_name.lower()
             if self.task_name not in TASKS:
                 raise InputError(
-                    f"--task_name {self.task_name}: unknown task{nearest(self.task_name, TASKS)} "
+                    f"--task_name {self.task_name}: unknown task{nearest(self.task_name, TASKS)}. "
                     f"Tasks: {', '.join(TASKS)}"
                 )
         self._check_source()

@@ -12,7 +12,8 @@ from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from glue_scripts.arguments import TASKS, DataTrainingArguments, InputError, Task, nearest
+from glue_scripts.arguments import TASKS, DataTrainingArguments, InputError, Task
+from hf_sam.parts.base import nearest
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -275,7 +276,7 @@ def _check(part: Part, task: Task, stage: str) -> Part:
         if key not in columns and not (key == "label" and stage == "test"):
             needed = ", ".join((*task.keys, "label"))
             raise InputError(
-                f"{part.source}: column {key!r} is missing{nearest(key, columns)} "
+                f"{part.source}: column {key!r} is missing{nearest(key, columns)}. "
                 f"Needed: {needed}. There: {', '.join(columns)}."
             )
     for key in task.keys:

@@ -16,8 +16,9 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from glue_scripts.arguments import InputError, ModelArguments, Task, nearest
+from glue_scripts.arguments import InputError, ModelArguments, Task
 from glue_scripts.data import label_names
+from hf_sam.parts.base import nearest
 
 logger = logging.getLogger(__name__)
 
@@ -128,6 +129,6 @@ def _check_targets(model: PreTrainedModel, targets: list[str]) -> None:
         if not any(name == target or name.endswith(f".{target}") for name in names):
             raise InputError(
                 f"--lora_target_modules {target}: {type(model).__name__} has no such module"
-                f"{nearest(target, linear)} Its linear layers: {', '.join(sorted(linear))}; "
+                f"{nearest(target, linear)}. Its linear layers: {', '.join(sorted(linear))}; "
                 "all-linear takes them all but the head"
             )

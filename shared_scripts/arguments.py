@@ -1,27 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
 """Arguments of a script, from the command line, from recipes and from one YAML or JSON file."""
 
-import difflib
 import json
 from argparse import Action, ArgumentError
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
 from transformers.hf_argparser import HfArgumentParser, string_to_bool
 
+from hf_sam.parts.base import nearest
+
 ARGUMENT_FILES = (".yaml", ".yml", ".json")
 
 
 class InputError(ValueError):
     """What the user gave cannot be used; the message says what, why and the remedy."""
-
-
-def nearest(word: str, choices: Iterable[str]) -> str:
-    """Return "; did you mean 'x'?" for the choice nearest to `word`, or nothing."""
-    found = difflib.get_close_matches(word, list(choices), n=1, cutoff=0.5)
-    return f"; did you mean {found[0]!r}?" if found else ""
 
 
 def check_positive(arguments: Any, *names: str) -> None:
@@ -153,7 +148,7 @@ def read_recipe(name: str, folder: Path) -> list[tuple[Path, dict[str, Any]]]:
     names = sorted(path.stem for path in folder.glob("*.yaml"))
     if name not in names:
         raise InputError(
-            f"--recipe {name}: there is no such recipe{nearest(name, names)} "
+            f"--recipe {name}: there is no such recipe{nearest(name, names)}. "
             f"Recipes: {', '.join(names)}"
         )
     path = folder / f"{name}.yaml"

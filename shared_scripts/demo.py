@@ -23,6 +23,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import math
 import os
 import platform
 import shlex
@@ -344,6 +345,12 @@ def _arguments(demo: Demo, argv: Sequence[str]) -> argparse.Namespace:
     given = parser.parse_args(argv)
     if given.epochs < 1:
         parser.error(f"--epochs {given.epochs}: at least one epoch is needed")
+    if not 0 <= given.label_noise <= 1:
+        parser.error(f"--label_noise {given.label_noise}: must be from 0 to 1")
+    if not 0 <= given.sam_rho < math.inf:
+        parser.error(f"--sam_rho {given.sam_rho}: must be a finite number from 0")
+    if len(set(given.seeds)) < len(given.seeds):
+        parser.error(f"--seeds {' '.join(map(str, given.seeds))}: give each one once")
     return given
 
 

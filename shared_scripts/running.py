@@ -108,6 +108,7 @@ def train(run: Run) -> dict[str, Any]:
     from shared_scripts.results import PeakMemory, save_results
 
     trainer = run.trainer
+    _check_where(trainer)
     with PeakMemory(trainer.args.device, tracked=_memory_callback(trainer)) as peak:
         metrics = trainer.train(resume_from_checkpoint=run.resume_from).metrics
     metrics |= {"train_samples": len(trainer.train_dataset)} | run.timer.metrics()
@@ -115,6 +116,17 @@ def train(run: Run) -> dict[str, Any]:
     trainer.save_state()
     save_results(trainer, "train", metrics, peak, run.origin)
     return metrics
+
+
+def _check_where(trainer: SAMTrainer) -> None:
+    """Try `--sam_where` on the model: what it does not match is the user's to mend."""
+    from hf_sam.parts.where import choose
+
+    names, params = zip(*trainer.model.named_parameters(), strict=True)
+    try:
+        choose(trainer.args.sam_where, params, names, trainer.model)
+    except ValueError as error:
+        raise InputError(f"--{error}") from error
 
 
 def _memory_callback(trainer: SAMTrainer) -> MemoryCallback | None:

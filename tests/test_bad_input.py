@@ -81,6 +81,8 @@ def test_a_pattern_that_matches_nothing(tmp_path: Path) -> None:
         make_trainer(tmp_path, sam_where=[r"decoder\."]).train()
     with pytest.raises(ValueError, match="regular expression"):
         make_trainer(tmp_path, sam_where=["("]).train()
+    with pytest.raises(ValueError, match=r"'nrom' matches .*did you mean 'norm'"):
+        make_trainer(tmp_path, sam_where=["nrom"]).train()
 
 
 def test_a_model_without_trainable_parameters(tmp_path: Path) -> None:

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from shared_scripts.arguments import InputError, nearest
+from hf_sam.parts.base import nearest
+from shared_scripts.arguments import InputError
 from vision_scripts.arguments import DataTrainingArguments
 from vision_scripts.decode import Source
 
@@ -126,19 +127,34 @@ def _from_folder(folder: Path, argument: str) -> Part:
     """Read a folder with one folder of images per class."""
     if not folder.is_dir():
         raise InputError(f"{argument} {folder}: there is no such folder")
-    names = tuple(sorted(path.name for path in folder.iterdir() if path.is_dir()))
+    names = tuple(sorted(path.name for path in _seen(folder, "*") if path.is_dir()))
     if not names:
         raise InputError(f"{argument} {folder}: has no folders; it needs one per class")
     images, labels = [], []
+    others = [path for path in _seen(folder, "*") if path.is_file()]
     for label, name in enumerate(names):
-        files = sorted(p for p in (folder / name).rglob("*") if p.suffix.lower() in SUFFIXES)
-        if not files:
+        files = sorted(path for path in _seen(folder / name, "**/*") if path.is_file())
+        found = [path for path in files if path.suffix.lower() in SUFFIXES]
+        if not found:
             raise InputError(
                 f"{argument} {folder}: the folder {name!r} has no image ({', '.join(SUFFIXES)})"
             )
-        images += [Source(str(path), path.read_bytes) for path in files]
-        labels += [label] * len(files)
+        images += [Source(str(path), path.read_bytes) for path in found]
+        labels += [label] * len(found)
+        others += [path for path in files if path.suffix.lower() not in SUFFIXES]
+    if others:
+        logger.warning(
+            "%s %s: %d files are left out, such as %s: in no class's folder, or no images (%s)",
+            *(argument, folder, len(others), others[0], ", ".join(SUFFIXES)),
+        )
     return Part(images, labels, names, str(folder))
+
+
+def _seen(folder: Path, pattern: str) -> Iterator[Path]:
+    """Yield what is not hidden: file managers and notebooks leave files of their own."""
+    for path in folder.glob(pattern):
+        if not any(part.startswith(".") for part in path.relative_to(folder).parts):
+            yield path
 
 
 def _read_parquet(path: str, cache_dir: str | None) -> Dataset:
@@ -200,11 +216,17 @@ def _from_rows(data: Dataset, source: str, args: DataTrainingArguments) -> Part:
     label = _column(data, args.label_column_name, LABEL_COLUMNS, "label", source)
     if isinstance(data.features[image], Image):
         data = data.cast_column(image, Image(decode=False))
+    for row, value in enumerate(labels := data[label][:]):
+        if not isinstance(value, str | int | None):
+            raise InputError(
+                f"{source}, row {row + 1}: column {label!r} holds {value!r:.60}; a class is a name "
+                "or a whole number"
+            )
     names = getattr(data.features[label], "names", None)
     images = [
         Source(f"{source}, row {r + 1}", partial(_bytes, data, image, r)) for r in range(len(data))
     ]
-    return Part(images, data[label][:], tuple(names) if names else None, source)
+    return Part(images, labels, tuple(names) if names else None, source)
 
 
 def _bytes(data: Dataset, column: str, row: int) -> bytes:
@@ -229,7 +251,7 @@ def _column(
             return name
     raise InputError(
         f"{source}: has no column {' or '.join(map(repr, wanted))}"
-        f"{nearest(wanted[0], data.column_names)} There: {', '.join(data.column_names)}. Give "
+        f"{nearest(wanted[0], data.column_names)}. There: {', '.join(data.column_names)}. Give "
         f"--{what}_column_name"
     )
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import io
+import logging
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -19,6 +20,8 @@ from shared_scripts.arguments import InputError
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+
+logger = logging.getLogger(__name__)
 
 MODES = {1: "L", 3: "RGB"}
 
@@ -47,16 +50,30 @@ def decode_all(sources: Sequence[Source], size: int | None, channels: int) -> Te
         channels: 1 for grey, 3 for colour.
 
     Raises:
-        InputError: an image cannot be read (with its name), or they do not fit into memory.
+        InputError: an image cannot be read (with its name), they do not fit into memory, or the
+            model's channels are neither 1 nor 3.
     """
+    if channels not in MODES:
+        raise InputError(
+            f"num_channels={channels}: images have 1 channel (grey) or 3 (colour); choose one in "
+            "--config_overrides"
+        )
+    own = size is None
     size = size or min(_open(sources[0], channels).size)
     shape = (len(sources), size, size, channels)
     _check_memory(shape)
-    images = np.empty(shape, dtype=np.uint8)
+    images, resized = np.empty(shape, dtype=np.uint8), 0
     with ThreadPoolExecutor(torch.get_num_threads()) as pool:
         decode = partial(_decode, size=size, channels=channels)
-        for row, image in enumerate(pool.map(decode, sources)):
+        for row, (image, fits) in enumerate(pool.map(decode, sources)):
             images[row] = image
+            resized += not fits
+    if own and resized:
+        logger.warning(
+            "%d of %d images are not of %d x %d pixels, as the first one decides, and are resized: "
+            "--image_size says another side",
+            *(resized, len(sources), size, size),
+        )
     return torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
 
 
@@ -70,22 +87,27 @@ def _check_memory(shape: tuple[int, ...]) -> None:
         )
 
 
-def _decode(source: Source, size: int, channels: int) -> np.ndarray:
-    return np.asarray(_fit(_open(source, channels), size)).reshape(size, size, channels)
+def _decode(source: Source, size: int, channels: int) -> tuple[np.ndarray, bool]:
+    """Return the pixels, and whether they are the image's own."""
+    image = _open(source, channels)
+    pixels = np.asarray(_fit(image, size)).reshape(size, size, channels)
+    return pixels, image.size == (size, size)
 
 
 def _open(source: Source, channels: int) -> Image:
     """Read one image in the right mode."""
-    from PIL import Image, ImageOps
+    from PIL import Image, ImageOps, UnidentifiedImageError
 
     try:
         with Image.open(io.BytesIO(source.read())) as image:
             image.load()
             return _convert(ImageOps.exif_transpose(image), MODES[channels])
-    except InputError:
-        raise
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise InputError(f"{source.name}: cannot be read as an image: {error}") from error
+        unknown = isinstance(error, UnidentifiedImageError)  # whose text is an address in memory
+        raise InputError(
+            f"{source.name}: cannot be read as an image: "
+            f"{'its format is unknown' if unknown else error}; mend it or take it out"
+        ) from error
 
 
 def _convert(image: Image, mode: str) -> Image:

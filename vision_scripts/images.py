@@ -13,6 +13,8 @@ from torch.nn import functional
 from torch.utils.data import Dataset
 from transformers import TrainerCallback
 
+from shared_scripts.arguments import InputError
+
 
 @dataclass(frozen=True)
 class Augmentation:
@@ -27,6 +29,19 @@ class Augmentation:
     crop: int = 0
     flip: bool = False
     cutout: int = 0
+
+    def check(self, size: int) -> None:
+        """Refuse what leaves nothing of images of this side in pixels.
+
+        Raises:
+            InputError: the frame of black, or the square, is as large as the image.
+        """
+        for name, value in (("random_crop", self.crop), ("cutout", self.cutout)):
+            if value >= size:
+                raise InputError(
+                    f"--{name} {value}: leaves nothing of images of {size} x {size} pixels; give "
+                    f"at most {size - 1}"
+                )
 
 
 class Row(NamedTuple):

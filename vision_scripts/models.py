@@ -19,7 +19,8 @@ from transformers import (
 from transformers.models.bit.image_processing_pil_bit import BitImageProcessorPil
 from transformers.utils import is_timm_available
 
-from shared_scripts.arguments import InputError, nearest
+from hf_sam.parts.base import nearest
+from shared_scripts.arguments import InputError
 from vision_scripts import networks  # noqa: F401 (makes its model types known)
 from vision_scripts.arguments import ModelArguments
 
@@ -55,8 +56,12 @@ def load_config(args: ModelArguments) -> PretrainedConfig:
     except (OSError, ValueError, TypeError, StrictDataclassError) as error:
         if isinstance(error, InputError):
             raise
-        known, reason = nearest(name, CONFIG_MAPPING), " ".join(str(error).split())
-        raise InputError(f"{name}: no configuration can be made of it{known} ({reason})") from error
+        flag = "--model_name_or_path" if args.config_name is None else "--config_name"
+        known = nearest(name, CONFIG_MAPPING) if args.config_name is not None else ""
+        reason = " ".join(str(error).split())
+        raise InputError(
+            f"{flag} {name}: no configuration can be made of it{known} ({reason})"
+        ) from error
     if config.model_type == TIMM and not is_timm_available():
         raise InputError(f"{name}: {_needs_timm()}")
     return config
@@ -73,7 +78,7 @@ def _check_overrides(config: PretrainedConfig, overrides: Any) -> None:
             fields = sorted(key for key, value in known.items() if not isinstance(value, dict))
             raise InputError(
                 f"--config_overrides {key}: {type(config).__name__} has no such field"
-                f"{nearest(key, fields)} It has: {', '.join(fields)}"
+                f"{nearest(key, fields)}. It has: {', '.join(fields)}"
             )
 
 
@@ -185,9 +190,14 @@ def load_model(
     try:
         model = _build(args, config)
     except (RuntimeError, ValueError, TypeError) as error:
+        other = "ignore_mismatched_sizes" in str(error)
+        reason = (
+            "weights of it have another shape, as a head for other classes; "
+            "--ignore_mismatched_sizes begins with new ones"
+        )
         raise InputError(
             f"{args.model_name_or_path or args.config_name}: no model with {len(names)} classes "
-            f"can be made of it: {error}"
+            f"can be made of it: {reason if other else error}"
         ) from error
     _try(model, size)
     # Checkpoints get the weights' present names: Trainer resumes by these alone, and would silently

@@ -114,6 +114,8 @@ def _decode(
     for stage, part in parts.items():
         images = decode_all(part.images, wanted.size, getattr(config, "num_channels", 3))
         wanted.size = images.shape[-1]
+        if stage == "train":
+            augmentation.check(wanted.size)
         if wanted.mean is None or wanted.std is None:
             wanted.mean, wanted.std = mean_and_std(images)
         sets[stage] = ImageData(

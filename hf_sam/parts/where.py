@@ -8,6 +8,8 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
+from .base import nearest
+
 KINDS = ("all", "norm", "no_norm", "no_embeddings")
 
 
@@ -67,9 +69,8 @@ def choose(
         ):
             some = ", ".join(n for n, t in zip(names, trainable, strict=True) if t)[:300]
             raise ValueError(
-                f"sam_where={pattern!r} matches no trainable parameter; give one of "
-                f"{', '.join(KINDS)} or a regular "
-                f"expression for names such as: {some}"
+                f"sam_where={pattern!r} matches no trainable parameter{nearest(pattern, KINDS)}; "
+                f"give one of {', '.join(KINDS)} or a regular expression for names such as: {some}"
             )
     negative = [hit for pattern, hit in hits.items() if pattern in ("no_norm", "no_embeddings")]
     positive = [

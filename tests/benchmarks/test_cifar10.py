@@ -34,6 +34,7 @@ def test_a_run_in_pieces_equals_one_in_whole(words: list[str], tmp_path: Path, c
     result = machine.read(path)
     assert (result["method"], result["seed"], result["train_images"]) == ("sam", 3, 24)
     assert result["all_results"]["sam"]["method"]["rho"] == 0.05
+    assert "--config_overrides=" in result["options"]
     assert len(result["history"]["eval_accuracy"]) == len(result["history"]["loss"]) == 3
     assert result["accuracy"] == pytest.approx(100 * result["history"]["eval_accuracy"][-1])
     assert str(tmp_path) not in path.read_text()
@@ -101,6 +102,10 @@ def test_the_page_says_what_was_measured_and_what_was_not() -> None:
         "1,000 weights, 50 training and 10 test images, 2 epochs. C, 1 thread(s); torch 2" in text
     )
     assert "waits for its batches 10.0 % of the time" in text
+    other = result("sam", 3, 70.0, options="--sam_rho 0.1")  # is not averaged with the recipe's
+    text = page([*runs, other, speed()])
+    assert "| `sam` | 61.00 ± 1.41 | 62.00 ± 1.41 | 2 | 0.48 | 102 |\n" in text
+    assert "| `sam`, `--sam_rho 0.1` | 70.00 | 71.00 | 1 |  | 103 |\n" in text
     gpu = {"hardware": {"gpu": "G"}}
     text = page([result("none", 1, 95.0, **gpu), speed(), *runs])  # published numbers are beside it
     assert "Not measured" not in text
@@ -116,6 +121,11 @@ def test_the_page_is_written_from_the_files(words: list[str], tmp_path: Path) ->
     machine.write(tmp_path / "r" / "cifar10-a.json", result("esam", 1, 70.0))
     assert cifar10.main([*words, "--table"]) == tmp_path / "PAGE.md"
     assert "| `esam` | 70.00" in (tmp_path / "PAGE.md").read_text()
+
+
+def test_the_page_is_what_the_results_say() -> None:
+    found = page(machine.read(path) for path in sorted(machine.RESULTS.glob("cifar10-*.json")))
+    assert cifar10.PAGE.read_text(encoding="utf-8") == found, "run it with --table"
 
 
 def test_a_folder_without_data(words: list[str], tmp_path: Path) -> None:

@@ -120,8 +120,11 @@ def test_a_bool_or_a_word(value: str) -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--task_name", "mprc"], r"mprc: unknown task; did you mean 'mrpc'\?.*cola.*wnli"),
-        (["--sam_rhoo", "1"], r"'--sam_rhoo'; did you mean '--sam_rho'\?"),
+        (
+            ["--task_name", "mprc"],
+            r"mprc: unknown task .did you mean 'mrpc'\?.\. Tasks: cola.*wnli",
+        ),
+        (["--sam_rhoo", "1"], r"'--sam_rhoo' .did you mean '--sam_rho'\?"),
         (["--max_seq_len", "9"], r"did you mean '--max_seq_length'\?"),
         (["stray"], "unknown argument 'stray'"),
         (["--max_seq_length", "long"], "--max_seq_length/--max-seq-length: invalid int"),

@@ -120,8 +120,8 @@ def test_limits_apply_before_the_check(glue_dir: Path) -> None:
         ({"label": [0, 1, None, 0]}, "row 3: label None is outside"),
         ({"sentence1": ["a", None, "b", "c"]}, "row 2, column 'sentence1': None is not a text"),
         ({"sentence2": [1, 2, 3, 4]}, "row 1, column 'sentence2': 1 is not a text"),
-        ({"sentence2": None}, r"v.parquet: column 'sentence2' is missing; did you mean 'senten"),
-        ({"label": None, "labels": [0, 1, 0, 1]}, r"'label' is missing; did you mean 'labels'\?"),
+        ({"sentence2": None}, r"v.parquet: column 'sentence2' is missing .did you mean 'senten"),
+        ({"label": None, "labels": [0, 1, 0, 1]}, r"'label' is missing .did you mean 'labels'\?"),
     ],
 )
 def test_bad_rows_and_columns(tmp_path: Path, change: dict, message: str) -> None:

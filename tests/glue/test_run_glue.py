@@ -221,7 +221,7 @@ def test_a_tokenizer_without_a_pad_token(flags: Flags, glue_dir: Path, tmp_path:
 def test_target_modules_that_the_model_does_not_have(flags: Flags, glue_dir: Path) -> None:
     pytest.importorskip("peft")
     words = flags("--do_train", "--use_peft", task_name="mrpc", data_dir=glue_dir)
-    with pytest.raises(InputError, match=r"quary: BertFor.* did you mean 'query'.*Its linear"):
+    with pytest.raises(InputError, match=r"quary: BertFor.*did you mean 'query'.*Its linear"):
         main([*words, "--lora_target_modules", "value", "quary"])
 
 

@@ -67,9 +67,9 @@ def test_columns_have_usual_names_or_those_given(tmp_path: Path) -> None:
     rows.to_parquet(tmp_path / "a.parquet")
     file = {"train_file": [str(tmp_path / "a.parquet")]}
     assert load(("train",), **file, label_column_name="fine")["train"].labels == [0, 1, 2] * 2
-    with pytest.raises(InputError, match="no column 'label' or 'labels'.*There: img, fine. Give"):
+    with pytest.raises(InputError, match="no column 'label' or 'labels'. There: img, fine. Give"):
         load(("train",), **file)
-    with pytest.raises(InputError, match="'fein'; did you mean 'fine'"):
+    with pytest.raises(InputError, match="'fein' .did you mean 'fine'..\\. There"):
         load(("train",), **file, label_column_name="fein")
 
 
@@ -148,6 +148,28 @@ def test_folders_and_files_that_hold_nothing(tmp_path: Path, files: Path) -> Non
     assert load(("train",), train_dir=str(tmp_path))["train"].labels == [0]
     with pytest.raises(InputError, match="of 1 images in .* that is 0"):
         load(train_dir=str(tmp_path))
+
+
+def test_files_that_are_no_images_of_a_class(
+    image_dir: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    hidden = (".notes/a.png", "cat/._1.png", "cat/.notes/a.png", ".DS_Store")
+    for name in hidden:
+        (image_dir / name).parent.mkdir(exist_ok=True)
+        (image_dir / name).write_bytes(b"no image")
+    assert len(load(("train",), train_dir=str(image_dir))["train"].labels) == 12
+    assert not caplog.text, "hidden files are the business of others"
+    for name in ("loose.png", "cat/a.heic"):
+        (image_dir / name).write_bytes(b"no image")
+    assert len(load(("train",), train_dir=str(image_dir))["train"].labels) == 12
+    assert f"2 files are left out, such as {image_dir / 'loose.png'}" in caplog.text
+
+
+@pytest.mark.parametrize("label", [0.5, [1], {"a": 1}])
+def test_a_label_that_is_neither_name_nor_number(label: Any, tmp_path: Path) -> None:
+    table(2, label=[label, label]).to_parquet(tmp_path / "a.parquet")
+    with pytest.raises(InputError, match=r"a.parquet, row 1: column 'label' holds .*; a class is"):
+        load(("train",), train_file=[str(tmp_path / "a.parquet")])
 
 
 def test_a_broken_or_empty_file(tmp_path: Path) -> None:

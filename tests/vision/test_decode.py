@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import io
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -87,12 +88,35 @@ def test_another_size_is_resized_by_its_short_side_and_cut() -> None:
     assert read(Image.fromarray(wide), 1, size=2).shape == (2, 2, 1)
 
 
-@pytest.mark.parametrize("content", [png(picture(1))[:-30], b"no image", b""])
-def test_an_unreadable_image_is_named(content: bytes) -> None:
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [
+        (png(picture(1))[:-30], "truncated"),
+        (b"no image", "its format is unknown"),
+        (b"", "its format is unknown"),
+    ],
+)
+def test_an_unreadable_image_is_named(content: bytes, why: str) -> None:
     sources = [Source("a.parquet, row 1", lambda: png(picture(0)))]
     sources.append(Source("a.parquet, row 2", lambda: content))
-    with pytest.raises(InputError, match="a.parquet, row 2: cannot be read as an image"):
+    message = f"a.parquet, row 2: cannot be read as an image: .*{why}; mend it or take it out"
+    with pytest.raises(InputError, match=message):
         decode_all(sources, None, 3)
+
+
+def test_channels_that_images_do_not_have() -> None:
+    with pytest.raises(InputError, match="num_channels=2: images have 1 channel .* or 3"):
+        read(picture(0), channels=2)
+
+
+def test_the_first_image_decides_the_size_and_says_so(caplog: pytest.LogCaptureFixture) -> None:
+    sources = [Source("x", partial(png, picture(0, side))) for side in (4, 4, 8)]
+    assert decode_all(sources, None, 3).shape == (3, 3, 4, 4)
+    assert "1 of 3 images are not of 4 x 4 pixels" in caplog.text
+    caplog.clear()
+    decode_all(sources, 8, 3)
+    decode_all(sources[:2], None, 3)
+    assert not caplog.text
 
 
 def test_images_that_do_not_fit_into_memory(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -26,6 +26,22 @@ def test_the_data_of_a_seed() -> None:
     assert not torch.equal(demo.Problem(demo.Setting(), 2).train.images, problem.train.images)
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--epochs", "0"],
+        ["--label_noise", "1.5"],
+        ["--sam_rho", "-0.1"],
+        ["--sam_rho", "nan"],
+        ["--seeds", "1", "1"],
+    ],
+)
+def test_what_a_demo_refuses(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        demo.main(words)
+    assert f"error: {' '.join(words)}:" in capsys.readouterr().err
+
+
 @pytest.mark.slow
 def test_demo(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     demo.main(["--seeds", "1", "--epochs", "2", "--output_dir", str(tmp_path)])

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from hf_sam import SAMTrainer, SAMTrainingArguments
+from shared_scripts.arguments import InputError
 from tests.toys import assert_equal, logged, weights
 from vision_scripts.images import Augmentation, Draws, EpochStarts, ImageData, collate
 from vision_scripts.networks import CifarResNetConfig, CifarResNetForImageClassification
@@ -76,6 +77,13 @@ def test_cutout_blanks_a_square_around_any_pixel() -> None:
     assert sizes == {(a, b) for a in (2, 3) for b in (2, 3)}  # cut at the border
     assert missing.flatten(1).sum(1).max() == 9
     assert missing.any(0).all()
+
+
+@pytest.mark.parametrize(("how", "name"), [({"crop": 6}, "random_crop"), ({"cutout": 7}, "cutout")])
+def test_augmentation_leaves_something_of_an_image(how: dict[str, int], name: str) -> None:
+    ALL.check(6)
+    with pytest.raises(InputError, match=f"--{name} .: leaves nothing of images of 6 x 6.*most 5"):
+        Augmentation(**how).check(6)
 
 
 def test_draws_are_uniform_and_independent() -> None:

@@ -99,6 +99,10 @@ def test_a_truncated_image_stops_before_training(flags: Flags, tmp_path: Path) -
 def test_errors_are_one_line(flags: Flags) -> None:
     with pytest.raises(InputError, match="--do_predict: this script has only --do_train --do_eval"):
         main(flags("--do_train", "--do_predict"))
+    with pytest.raises(InputError, match="--sam_where='nrom' matches no .*did you mean 'norm'"):
+        main(flags("--do_train", sam_where="nrom"))
+    with pytest.raises(InputError, match="--cutout 8: leaves nothing of images of 8 x 8"):
+        main(flags("--do_train", cutout=8))
     patches = flags("--do_train", config_name="vit", config_overrides="patch_size=3")
     with pytest.raises(SystemExit, match="^script.py: error: images of 8 x 8 pixels do not fit"):
         command_line(lambda: main(patches), "script.py")
