@@ -26,7 +26,7 @@ import torch
 
 from benchmarks import loops, machine
 from benchmarks.costs import costs
-from benchmarks.interleave import Stepped, Turns, take_turns
+from benchmarks.interleave import Stepped, Threaded, Turns, take_turns
 from benchmarks.loops import RIVALS, Loop, rival
 from benchmarks.memory import loop_peaks
 from benchmarks.methods import MEMORY_UPDATES, describe, memory
@@ -249,7 +249,9 @@ def _take_turns(cell: Cell, problem: Problem, say: Say) -> Iterable[tuple[str, d
             runs[name] = Loop(problem, name, cell.updates)
         else:
             runs[name] = Stepped(problem.trainer(_row(name), cell.updates), name)
-    turns: dict[str, Turns] = dict(runs)
+    turns: dict[str, Turns] = {
+        name: Threaded(run) if isinstance(run, Loop) else run for name, run in runs.items()
+    }
     take_turns(
         turns, cell.updates, problem.training.seed, lambda n: say(f"update {n} of {cell.updates}")
     )

@@ -7,6 +7,7 @@ import random
 import threading
 import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -237,6 +238,28 @@ class Turns(Protocol):
     def finish(self) -> None:
         """End where it stands."""
         ...
+
+
+class Threaded:
+    """Makes the updates of a loop in a thread of its own: C's allocator treats threads in another
+    way than the main program, and `Stepped` has one, too.
+
+    Args:
+        loop: not yet started.
+    """
+
+    def __init__(self, loop: Turns) -> None:
+        self._loop = loop
+        self._thread = ThreadPoolExecutor(max_workers=1)
+
+    def step(self) -> None:
+        """Make one update."""
+        self._thread.submit(self._loop.step).result()
+
+    def finish(self) -> None:
+        """End the loop and its thread."""
+        self._thread.submit(self._loop.finish).result()
+        self._thread.shutdown()
 
 
 def take_turns(
