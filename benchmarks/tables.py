@@ -270,6 +270,11 @@ def _scores(scores: dict[str, float], task: str) -> str:
     return ", ".join(f"{short.get(n, n)} {100 * scores[f'eval_{n}']:.1f}" for n in names)
 
 
+def page_of(folder: Path) -> str:
+    """Return the page of a folder of results and its folders `cells` and `memory`."""
+    return readme(*(read_results(part) for part in (folder, folder / "cells", folder / "memory")))
+
+
 def readme(
     results: dict[str, Result],
     cells: dict[str, Result] | None = None,
@@ -332,11 +337,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     glue = [result for result in results.values() if result["kind"] == "glue"]
     for task in tasks_with_curves(glue):
         figures.draw_scores([r for r in glue if r["task"] == task], folder / f"glue-{task}.png")
-    cells, memory = read_results(folder / "cells"), read_results(folder / "memory")
-    figures.draw_cells(cells, folder)
+    figures.draw_cells(read_results(folder / "cells"), folder)
     page = folder.parent / "README.md"
-    page.write_text(readme(results, cells, memory), encoding="utf-8")
-    print(f"wrote {page.name} from {len(results) + len(cells) + len(memory)} results")
+    page.write_text(page_of(folder), encoding="utf-8")
+    print(f"wrote {page}")
 
 
 if __name__ == "__main__":

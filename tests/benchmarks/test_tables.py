@@ -60,7 +60,7 @@ def test_markdown() -> None:
 
 
 def test_the_page_is_what_the_results_say() -> None:
-    found = tables.readme(tables.read_results(machine.RESULTS))
+    found = tables.page_of(machine.RESULTS)
     assert PAGE.read_text(encoding="utf-8") == found, "run `python -m benchmarks.tables`"
 
 
@@ -70,5 +70,6 @@ def test_every_picture_of_the_page_is_there() -> None:
 
 
 def test_results_hold_no_folder_of_a_machine() -> None:
-    for name, result in tables.read_results(machine.RESULTS).items():
-        assert machine.without_folders(result) == result, name
+    for path in machine.RESULTS.rglob("*.json"):
+        result = machine.read(path)
+        assert machine.without_folders(result) == result, path.name
