@@ -51,8 +51,8 @@ ON_ESAM = """\
 Why `esam` is behind here: of its two savings it is the choice of examples that costs accuracy
 (`beta=1.0,gamma=0.5`: all tensors, half of the examples), not the choice of tensors
 (`beta=0.6,gamma=1.0`), which trains as `sam` does. Probably because the half of a batch whose loss
-rises most is one-sided while the network knows little; ten epochs of 5,000 images may not leave that
-phase. The published schedule has 200 times as many updates.
+rises most is one-sided while the network knows little; ten epochs of 5,000 images may not leave
+that phase. The published schedule has 200 times as many updates.
 """
 
 
