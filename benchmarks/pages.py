@@ -318,7 +318,7 @@ def _held(of: Mapping[tuple[str, str], Result], task: str, method: str) -> str:
     if plain is None or method == "none":
         return text
     extra = result["max_memory_bytes"] - plain["max_memory_bytes"]
-    return f"{text} (+{extra / MB:.0f}, {extra / result['parameter_bytes']:.2f} P)"
+    return f"{text} ({extra / MB:+.0f}, {extra / result['parameter_bytes']:.2f} P)"
 
 
 def write(folder: Path) -> Path:
