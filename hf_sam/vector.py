@@ -53,10 +53,10 @@ def pieces(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
         yield from zip(*(t.view(-1).split(CHUNK) for t in tensors), strict=True)
 
 
-def square(tensor: Tensor) -> Tensor:
-    """Return the `()` sum of squares, in float32 or wider."""
-    wide = tensor.flatten().to(torch.promote_types(tensor.dtype, torch.float32))
-    return torch.dot(wide, wide)
+def inner(a: Tensor, b: Tensor) -> Tensor:
+    """Return the `()` inner product of two tensors of one shape, in float32 or wider."""
+    wide = torch.promote_types(a.dtype, torch.float32)
+    return torch.dot(a.flatten().to(wide), b.flatten().to(wide))
 
 
 class Vector(Sequence[Tensor | None]):
@@ -170,8 +170,7 @@ class Vector(Sequence[Tensor | None]):
         sums: list[Tensor | None] = [None] * len(self)
         for i, (a, b) in enumerate(zip(self, other, strict=True)):
             if a is not None and b is not None:
-                wide = torch.promote_types(a.dtype, torch.float32)
-                sums[i] = torch.dot(a.flatten().to(wide), b.flatten().to(wide))
+                sums[i] = inner(a, b)
         return add_up(self.shards.sums(sums))
 
     def norm(self) -> Tensor:

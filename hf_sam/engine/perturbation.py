@@ -5,13 +5,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from types import TracebackType
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from ..vector import CHUNK, Vector, pieces
+from ..vector import CHUNK, Vector, inner, pieces
 
 BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 """Size of a number in bytes -> integers of that size."""
@@ -118,14 +119,13 @@ class Perturbation:
 
     def _enter_whole(self, entering: list[tuple[Tensor, Tensor]]) -> None:
         scratch = torch.empty(0)
+        kept = cache(lambda device, size: _all_bits(self._ok.to(device), size))
         for run in _runs(piece for p, e in entering for piece in _pieces(p, e)):
             weights, eps = [piece.now for piece in run], [piece.eps for piece in run]
-            ok = self._ok.to(eps[0].device)
-            kept = {size: _all_bits(ok, size) for size in {e.element_size() for e in eps}}
             scratch = _at_least(sum(w.numel() for w in weights), weights[0], scratch)
             moved = _shaped(scratch, weights)
             for e, w, there in zip(eps, weights, moved, strict=True):
-                bits = kept[e.element_size()]
+                bits = kept(e.device, e.element_size())
                 e.view(bits.dtype).bitwise_and_(bits)  # zeros, also for NaN, unless ok
                 torch.add(e, w, out=there)
             torch._foreach_copy_(eps, weights)
@@ -177,11 +177,9 @@ class Perturbation:
         if id(param) not in entries:
             return
         entry = entries[id(param)].flatten()[start : start + now.numel()]
-        wide = torch.promote_types(now.dtype, torch.float32)
         flat = (t.flatten().split(CHUNK) for t in (now, before, entry))
         for there, here, along in zip(*flat, strict=True):
-            dot = torch.dot((there - here).to(wide), along.to(wide))
-            self._dots[id(param)].append(dot)
+            self._dots[id(param)].append(inner(there - here, along))
 
 
 def _all_bits(ok: Tensor, size: int) -> Tensor:

@@ -41,8 +41,8 @@ class ESAM(Method):
     by beta, so |eps| = rho / beta.
 
     When it does not help: with frozen layers and adapters (weight gradients are cheap there, beta
-    saves nothing); on small batches; in short training from scratch, where the examples that rise
-    most are those of a few classes (benchmarks/CIFAR10.md). Independent runs on CIFAR-100 and ViT
+    saves nothing); on small batches; in short training from scratch, where the choice of examples
+    costs accuracy (benchmarks/CIFAR10.md). Independent runs on CIFAR-100 and ViT
     found it between the base optimizer and SAM.
 
     Attributes:

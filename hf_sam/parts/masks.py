@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..landscape import Landscape, Masked, Support
-from ..vector import CHUNK, WHOLE, Shards, StateValue, Vector, add_up
+from ..vector import WHOLE, Shards, StateValue, Vector, add_up, pieces
 from .direction import Direction
 
 Scores = list[Tensor | None]
@@ -260,7 +260,7 @@ def _first(mask: Tensor, count: int) -> Tensor:
     `CHUNK` elements.
     """
     flat = mask.flatten()
-    for piece in flat.split(CHUNK):
+    for (piece,) in pieces(flat):
         found = int(piece.count_nonzero())
         if found > count:
             piece &= piece.cumsum(0) <= count

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..landscape import Landscape
-from ..vector import Scalar, Vector, add_up, pieces, square
+from ..vector import Scalar, Vector, add_up, inner, pieces
 from .base import Part
 from .direction import Direction
 
@@ -168,10 +168,11 @@ class adaptive_radius(Direction):
     def _scale(self, entry: Tensor, weight: Tensor | None) -> Tensor:
         """Multiply an entry by T^2 in place, where T = 1 without a weight; return |T entry|^2."""
         if weight is None:
-            return square(entry)
+            return inner(entry, entry)
         squares = []
         for part, w in pieces(entry, weight):
             t = w.abs().add_(self.eta)
-            squares.append(square(part.mul_(t)))
+            part.mul_(t)
+            squares.append(inner(part, part))
             part.mul_(t)
         return torch.stack(squares).sum()

@@ -23,7 +23,6 @@ from transformers import BertConfig, BertForSequenceClassification, Trainer
 from hf_sam import METHODS, SAM, Landscape, Method, Progress, Vector, vector
 from hf_sam.engine import perturbation
 from hf_sam.methods import rsam
-from hf_sam.parts import masks
 from hf_sam.parts.direction import Direction, chain
 from hf_sam.parts.masks import Mask, dynamic_mask, largest
 from hf_sam.parts.radius import radius
@@ -39,7 +38,7 @@ Peaks = dict[str, int]
 @pytest.fixture(autouse=True)
 def _small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Scratch memory is at most some tensors of CHUNK numbers: here in proportion to the model."""
-    for module in (vector, perturbation, masks):
+    for module in (vector, perturbation):
         monkeypatch.setattr(module, "CHUNK", 1 << 9)
 
 
