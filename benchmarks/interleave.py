@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from transformers import Trainer, TrainerCallback, TrainerControl
 
-from hf_sam.engine.slicing import examples
+from hf_sam.landscape.data import examples
 
 
 @dataclass

@@ -22,7 +22,7 @@ from transformers import Trainer, get_scheduler, set_seed
 
 from benchmarks.interleave import Samples, Stopwatch
 from benchmarks.problem import Inputs, Problem
-from hf_sam.engine.slicing import examples
+from hf_sam.landscape.data import examples
 from hf_sam.parts.base import nearest
 
 EPSILON = 1e-12

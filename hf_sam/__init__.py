@@ -13,39 +13,35 @@ _HOMES = {
     "SAMMixin": "trainer",
     "SAMTrainingArguments": "arguments",
     "SAMArguments": "arguments",
+    "Data": "landscape",
     "Landscape": "landscape",
     "Progress": "landscape",
+    "Update": "landscape",
     "Vector": "vector",
     "METHODS": "methods",
     "Method": "methods",
-    "Plain": "methods",
-    "SAM": "methods",
-    "ASAM": "methods",
-    "SparseSAMFisher": "methods",
-    "SparseSAMDynamic": "methods",
-    "MSAM": "methods",
-    "ESAM": "methods",
-    "SSSAM": "methods",
-    "RSAM": "methods",
-    "LookSAM": "methods",
-    "FriendlySAM": "methods",
-    "StableSAM": "methods",
-    "BilateralSAM": "methods",
-    "LateSAM": "methods",
-    "When": "methods",
-    "PerGroup": "methods",
 }
 
-__all__ = ["__version__", *_HOMES]
+
+def _method_names() -> list[str]:
+    """Return the names of the method classes."""
+    from .methods import METHODS, WRAPPERS
+
+    return [kind.__name__ for kind in (*METHODS.values(), *WRAPPERS)]
 
 
 def __getattr__(name: str) -> Any:
     """Import a public name when it is first asked for, so that `import hf_sam` stays fast."""
-    if name not in _HOMES:
-        raise AttributeError(f"module 'hf_sam' has no attribute {name!r}")
-    return getattr(importlib.import_module(f"hf_sam.{_HOMES[name]}"), name)
+    if name == "__all__":
+        return ["__version__", *_HOMES, *_method_names()]
+    if name in _HOMES:
+        return getattr(importlib.import_module(f"hf_sam.{_HOMES[name]}"), name)
+    # Names of methods are those in METHODS: a new method needs no line here.
+    if name[:1].isupper() and name in _method_names():
+        return getattr(importlib.import_module("hf_sam.methods"), name)
+    raise AttributeError(f"module 'hf_sam' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
     """List the public names."""
-    return sorted(__all__)
+    return sorted(__getattr__("__all__"))

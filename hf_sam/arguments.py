@@ -21,14 +21,14 @@ ACCUMULATION = ("window", "micro")
 ASCENT_SYNC = ("auto", "global", "local")
 
 
-def check_order(cls: type, mixin: type, behind: type) -> None:
-    """Refuse a class in which a mixin stands behind what it should stand in front of.
+def check_order(cls: type, mixin: type, base: type) -> None:
+    """Refuse a class in which a mixin comes after a base that it should come before.
 
     Raises:
         TypeError: the order in which to write the bases.
     """
     order = cls.__mro__
-    if behind in order and order.index(behind) < order.index(mixin):
+    if base in order and order.index(base) < order.index(mixin):
         raise TypeError(
             f"{cls.__name__}: {mixin.__name__} must come first, or it has no effect: "
             f"class {cls.__name__}({mixin.__name__}, ...)"
@@ -124,9 +124,9 @@ class SAMArguments:
         _one_of("sam_accumulation", self.sam_accumulation, ACCUMULATION)
         _one_of("sam_ascent_sync", self.sam_ascent_sync, ASCENT_SYNC)
         build_method(self)
-        behind = getattr(super(), "__post_init__", None)
-        if behind is not None:
-            behind()
+        base = getattr(super(), "__post_init__", None)
+        if base is not None:
+            base()
 
 
 @dataclass

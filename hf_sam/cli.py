@@ -309,7 +309,7 @@ def forms(known: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:
 
 def engines_markdown() -> str:
     """Return the page of engines, from the table that decides at start-up."""
-    from .engine.support import ENGINES
+    from .engine.table import ENGINES
 
     parts = [
         "# Engines",

@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -21,29 +21,28 @@ from . import __version__
 from .arguments import build_method, check_order, main_method, option
 from .callbacks.memory import MemoryCallback
 from .engine.checkpoint import load_state, save_state
-from .engine.choice import engine_for
-from .engine.host import GIVEN, check_averaged, check_host, modules_of
-from .engine.records import Records
-from .engine.replay import Replay, norm_buffers
-from .engine.support import check_engine, check_optimizer, check_processes, reentrant
-from .engine.window import (
-    BatchSlicer,
-    Window,
-    check_cuttable,
-    check_drawable,
-    draw,
-    natural_shares,
-)
-from .landscape import Landscape, Progress
-from .methods import Method, Plain
+from .engine.choice import check_engine, check_optimizer, check_processes, engine_for
+from .engine.table import reentrant
+from .host.checks import GIVEN, check_averaged, check_host, modules_of
+from .host.logs import RunningMeans
+from .host.passes import PassRunner
+from .host.records import Records
+from .host.state import NormStatistics
+from .host.window import Window, check_cuttable, check_drawable, data_of, draw
+from .landscape import Landscape, Progress, RandomStates, Replay, Store, Update
+from .methods import Method, Plain, asks
 from .parts.where import choose
-from .passes import Passes
-from .readings import Readings
+from .vector import Selection
 
 logger = logging.getLogger(__name__)
 
+if TYPE_CHECKING:
+    TrainerBase = Trainer
+else:
+    TrainerBase = object  # whatever Trainer the mixin is put in front of
 
-class SAMMixin(Passes):
+
+class SAMMixin(TrainerBase):
     """Put in front of a Trainer class: `class SAMSeq2SeqTrainer(SAMMixin, Seq2SeqTrainer): ...`.
 
     Every pass of a method is the class's own `training_step`; the optimizer, the scheduler,
@@ -76,13 +75,15 @@ class SAMMixin(Passes):
         **kwargs: Any,
     ) -> None:
         self._sam_given = sam
-        self._per_example_loss_func = per_example_loss_func
+        self._passes = PassRunner(self, super().training_step, per_example_loss_func)
+        self._has_per_example_loss = per_example_loss_func is not None
+        self._counting = False
         self._window: Window | None = None
         self.model: Any
         self.optimizer: Any
         self._orphan_warned = False
         self.current_gradient_accumulation_steps = 1
-        self._readings = Readings()
+        self._means = RunningMeans()
         self._pending_readings: dict[str, float] = {}
         self._memory: MemoryCallback | None = None
         for given in (*args, *kwargs.values()):
@@ -102,42 +103,42 @@ class SAMMixin(Passes):
     # -- one run --------------------------------------------------------------------------------
 
     def _inner_training_loop(self, batch_size: int | None = None, *args: Any, **kwargs: Any) -> Any:
-        """Build a new method object for every run: searches and batch-size finders call this
-        more than once.
+        """Build a new method object for every run.
+
+        Hyper-parameter searches and batch-size finders call this more than once.
         """
         self._method = build_method(self.args, self._sam_given)
-        self._window = None
-        self._readings = Readings()
+        self._means = RunningMeans()
         return super()._inner_training_loop(batch_size, *args, **kwargs)
 
     def _prepare_for_training(
         self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: Any
     ) -> Any:
-        """Look at the parameters once the optimizer exists, and take over a checkpoint's method
-        state.
-        """
+        """Look at the parameters, now that the optimizer exists, and load the method's state."""
         model, loader = super()._prepare_for_training(
             max_steps, train_dataloader, resume_from_checkpoint
         )
         check_optimizer(self.optimizer, self.args)
         self._memory = self._memory_callback()
-        self._replay = self._new_replay()
-        self._reentrant = reentrant(self)
-        self._engine = engine_for(self, model, self._replay, self._local_ascent(), self._reentrant)
+        self._passes.reentrant = reentrant(self)
+        self._engine = engine_for(
+            self, model, self._new_replay(), self._local_ascent(), self._passes.reentrant
+        )
         self._params = self._engine.params(self.optimizer)
         names = {id(p): name for name, p in self.model.named_parameters()}
         self._names = [names.get(id(p), f"optimizer.{i}") for i, p in enumerate(self._params)]
         check_averaged(self._names, names.values(), self.accelerator.num_processes)
-        self._where = choose(option(self.args, "sam_where"), self._params, self._names, self.model)
+        self._where = Selection(
+            choose(option(self.args, "sam_where"), self._params, self._names, self.model)
+        )
         inside = {id(p) for p in self._params}
-        self._strays = [
+        self._passes.outside = [
             p for p in self.model.parameters() if p.requires_grad and id(p) not in inside
         ]
         self._warn_never(max_steps)
         batches = len(loader) if has_length(loader) else None
         self._per_epoch = batches and math.ceil(batches / self.args.gradient_accumulation_steps)
         self._check_data_needs(loader)
-        self._say_groups()
         if resume_from_checkpoint is not None:
             self._method.load_state_dict(
                 load_state(
@@ -151,31 +152,26 @@ class SAMMixin(Passes):
         return model, loader
 
     def _check_data_needs(self, loader: Any) -> None:
-        """Refuse a method that cannot have of the data what it wants."""
-        method, name = self._method, self._method.describe()["name"]
-        if method.cuts:
+        """Refuse a method that cannot have of the data what it asks for, and log its groups."""
+        name, steps = self._method.describe()["name"], self.args.gradient_accumulation_steps
+        wanted = asks(self._method, steps)
+        if wanted.examples:
             check_cuttable(self, name)
-        if any(part.draws for part in method.walk()):
+        if wanted.draws:
             check_drawable(loader, name)
-        own = self.compute_loss_func is not None and self._per_example_loss_func is None
-        if method.wants_losses and own:
+        if wanted.losses and self.compute_loss_func is not None and not self._has_per_example_loss:
             raise ValueError(
                 f"{name} compares the losses of single examples, which compute_loss_func does not "
                 "give: give SAMTrainer(per_example_loss_func=f), too, with f(outputs, labels) -> "
                 "losses of shape (B,)"
             )
-
-    def _say_groups(self) -> None:
-        """Log into how many groups, each with a perturbation of its own, an update's examples
-        fall.
-        """
-        steps, ranks = self.args.gradient_accumulation_steps, self.accelerator.num_processes
-        own, apart = self._method.perturbations(steps), ranks if self._engine.local_ascent else 1
-        if own * apart > 1 and self.accelerator.is_main_process:
+        ranks = self.accelerator.num_processes
+        apart = ranks if self._engine.local_ascent else 1
+        if wanted.groups * apart > 1 and self.accelerator.is_main_process:
             logger.info(
-                f"{self._method.describe()['name']} perturbs {own * apart} groups of an update's "
-                f"examples each for itself: {own} on each of {apart} ranks, cut from {steps} "
-                "micro-batches in a row."
+                f"{name} perturbs {wanted.groups * apart} groups of an update's examples each for "
+                f"itself: {wanted.groups} on each of {apart} ranks, cut from {steps} micro-batches "
+                "in a row."
             )
 
     def _memory_callback(self) -> MemoryCallback | None:
@@ -197,11 +193,12 @@ class SAMMixin(Passes):
             )
 
     def _new_replay(self) -> Replay:
-        devices = {p.device for p in self.model.parameters()}
-        frozen = option(self.args, "sam_freeze_norm_stats")
-        buffers = norm_buffers(modules_of(self)) if frozen else []
-        rng, records = option(self.args, "sam_replay_rng"), Records(self, GIVEN)
-        return Replay(buffers, devices, rng, records)
+        stores: list[Store] = [Records(self, GIVEN)]
+        if option(self.args, "sam_replay_rng"):
+            stores.append(RandomStates({p.device for p in self.model.parameters()}))
+        if option(self.args, "sam_freeze_norm_stats"):
+            stores.append(NormStatistics(modules_of(self)))
+        return Replay(stores)
 
     def _local_ascent(self) -> bool:
         sync = option(self.args, "sam_ascent_sync")
@@ -250,29 +247,27 @@ class SAMMixin(Passes):
         overflow = self._engine.give(self._params, update)
         if overflow is not None:
             at.skip(overflow)
-        self._readings.add(at.readings)
+        self._means.add(at.readings)
         assert at.loss is not None
         return at.loss
 
     def _landscape(self, window: Window) -> Landscape:
         """Return the loss of the window's data as a function of the weights."""
-        slicer = BatchSlicer(self._loss_shifts_labels, getattr(self, "take", None))
-        return Landscape(
-            self._params,
-            window.batches,
-            partial(self._backward, self._engine.model, window),
+        passes, model = self._passes, self._engine.model
+        update = Update(
+            params=self._params,
+            backward=partial(passes.backward, model, window),
+            perturbable=self._where,
             progress=self._progress(),
             seed=self.args.seed,
             names=self._names,
-            per_example=partial(self._forward_per_example, self._engine.model),
-            shares=natural_shares(window, slicer, self._ranks_counted()),
-            where=self._where,
+            per_example=partial(passes.per_example, model),
             sample=partial(draw, self),
-            slicer=slicer,
             engine=self._engine,
-            cosine=self._readings.want_cosine(self.state.global_step),
-            on_phase=self._memory.announce if self._memory is not None else None,
+            cosine=self._means.want_cosine(self.state.global_step),
+            on_phase=None if self._memory is None else self._memory.announce,
         )
+        return Landscape.of(update, data_of(window, passes.ops, passes.ranks_counted))
 
     def _progress(self) -> Progress:
         total = self.state.max_steps
@@ -285,6 +280,36 @@ class SAMMixin(Passes):
             per_epoch=self._per_epoch,
             lr_ratio=float(group["lr"]) / peak if peak > 0 else 0.0,
         )
+
+    def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> Any:
+        """Count the items only for a loss that honours the count, which the loss itself is asked.
+
+        Trainer believes a model that takes `**kwargs`; `BertForSequenceClassification` takes them
+        and ignores the count, which makes its accumulated gradient too large.
+        """
+        num_items = super()._get_num_items_in_batch(batch_samples, device)
+        matters = self.args.gradient_accumulation_steps > 1 or self.args.world_size > 1
+        passes = self._passes
+        if num_items is not None and passes.honours is None and matters and self._counting:
+            if passes.ask_loss(batch_samples[0], num_items, self._new_replay()) is False:
+                self._warn(
+                    f"The loss of {type(self.model).__name__} ignores num_items_in_batch, though "
+                    "Trainer believes the opposite: its accumulated gradient would be too large. "
+                    "It is divided as it should be."
+                )
+        return None if passes.honours is False else num_items
+
+    def compute_loss(  # type: ignore[override]
+        self, model: nn.Module, inputs: Any, return_outputs: bool = False, **kwargs: Any
+    ) -> Any:
+        """Compute the loss as the class behind, and what a pass wants to know beside it."""
+        behind = super().compute_loss
+        return self._passes.compute_loss(behind, model, inputs, return_outputs, **kwargs)
+
+    def _warn(self, message: str) -> None:
+        """Log a warning that all processes have alike, once."""
+        if self.accelerator.is_main_process:
+            logger.warning(message)
 
     def _warn_orphan(self, window: Window) -> None:
         if not self._orphan_warned:
@@ -300,7 +325,7 @@ class SAMMixin(Passes):
     def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
         """Have the readings ready before Trainer writes its training log."""
         if self.control.should_log and self.state.global_step > self._globalstep_last_logged:
-            self._pending_readings = self._readings.drain(self._engine.average_)
+            self._pending_readings = self._means.drain(self._engine.average_)
         super()._maybe_log_save_evaluate(*args, **kwargs)
         self._pending_readings = {}
 

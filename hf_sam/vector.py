@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`Vector`: one tensor per trainable parameter, with the algebra that the papers' equations
-need.
-"""
+"""`Vector`: one tensor per trainable parameter, with the algebra of the papers' equations."""
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
@@ -12,30 +11,46 @@ import torch
 from torch import Tensor
 
 Scalar = float | Tensor
-Parts = list[Tensor | None]
-"""One `()` value per parameter, of what this process holds of it; `None` where there is nothing."""
+Numbers = list[Tensor | None]
+"""One `()` number per parameter; `None` where there is nothing."""
 
 
 CHUNK = 1 << 20
-"""Elements worked on at a time: what stays in a CPU's cache, and the bound on scratch memory."""
+"""Elements in a slice: what stays in a CPU's cache, and the bound on scratch memory."""
 
 
-class Shards:
-    """How parameters are spread over processes: here not at all, each process holds them whole."""
+class Selection(tuple[bool, ...]):
+    """Which of the parameters: one yes or no for each, in their order.
 
-    def sums(self, parts: Parts) -> Parts:
-        """Return per parameter the sum of the values of all its shards."""
-        return parts
+    Example:
+        >>> Selection([True, False, True]).everything
+        False
+    """
 
-    def before(self, parts: Parts) -> Parts:
-        """Return per parameter the sum of the values of the shards before this process's."""
-        return [None if part is None else torch.zeros_like(part) for part in parts]
+    __slots__ = ()
+
+    @property
+    def everything(self) -> bool:
+        """Whether no parameter is left out."""
+        return all(self)
 
 
-WHOLE = Shards()
+class Placement:
+    """How parameters are spread over processes: here each process holds all of their rows."""
+
+    def sums(self, rows: Numbers) -> Numbers:
+        """Return the sums over processes of numbers that each computed from the rows it holds."""
+        return rows
+
+    def before(self, rows: Numbers) -> Numbers:
+        """Return the sums of the numbers of those processes that hold earlier rows."""
+        return [None if number is None else torch.zeros_like(number) for number in rows]
 
 
-def add_up(sums: list[Tensor | None]) -> Tensor:
+WHOLE = Placement()
+
+
+def add_up(sums: Numbers) -> Tensor:
     """Return the `()` sum of the present entries, on the first one's device."""
     present = [s for s in sums if s is not None]
     if not present:
@@ -43,9 +58,10 @@ def add_up(sums: list[Tensor | None]) -> Tensor:
     return torch.stack([s.to(present[0].device, non_blocking=True) for s in present]).sum()
 
 
-def pieces(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """Yield tensors of one shape as they are, or flat views of `CHUNK` elements where they are
-    larger and have such views.
+def slices(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """Yield the same slice of each tensor, all of one shape: flat views of `CHUNK` elements.
+
+    Tensors that are smaller, or of which no flat view exists, come as one slice as they are.
     """
     if tensors[0].numel() <= CHUNK or not all(t.is_contiguous() for t in tensors):
         yield tensors
@@ -64,17 +80,33 @@ class Vector(Sequence[Tensor | None]):
 
     An entry is `None` where there is nothing (no gradient, or a parameter that is left alone). In
     sums `None` counts as zero (`None + x = x`); in products and scalings it stays `None`. `+ - * /`
-    make new vectors; `mul_` and `add_` change this one in place. `*` with another vector is element
-    by element. Tensors are local shards where the parameters are sharded; `shards` then adds up
-    over all of them, so that `dot` and `norm` are global.
+    make new vectors; names that end in `_` change this one in place. `*` with another vector is
+    element by element. Where processes share the parameters, each holds some of their rows, and
+    `placement` adds up over all of them, so that `dot` and `norm` are global.
+
+    Example:
+        >>> v = Vector([torch.tensor([3.0, 0.0]), None, torch.tensor([4.0])])
+        >>> float(v.norm())
+        5.0
+        >>> (2 * v)[2]
+        tensor([8.])
     """
 
-    __slots__ = ("_norm", "shards", "tensors")
+    __slots__ = ("_norm", "_tensors", "placement")
 
-    def __init__(self, tensors: Iterable[Tensor | None], shards: Shards = WHOLE) -> None:
-        self.tensors = list(tensors)
-        self.shards = shards
+    def __init__(self, tensors: Iterable[Tensor | None], placement: Placement = WHOLE) -> None:
+        self._tensors: list[Tensor | None] | None = list(tensors)
+        self.placement = placement
         self._norm: Tensor | None = None
+
+    @property
+    def tensors(self) -> list[Tensor | None]:
+        """The entries."""
+        assert self._tensors is not None, (
+            "this vector's storage was handed over (`perturbed` and in-place directions do that): "
+            "clone() it before, to use it afterwards"
+        )
+        return self._tensors
 
     def __len__(self) -> int:
         return len(self.tensors)
@@ -86,11 +118,13 @@ class Vector(Sequence[Tensor | None]):
         return iter(self.tensors)
 
     def __repr__(self) -> str:
+        if self._tensors is None:
+            return "Vector(handed over)"
         shapes = [None if t is None else tuple(t.shape) for t in self.tensors]
         return f"Vector({len(self)} tensors: {shapes[:4]}{'...' if len(self) > 4 else ''})"
 
     def _like(self, tensors: Iterable[Tensor | None]) -> Vector:
-        return Vector(tensors, self.shards)
+        return Vector(tensors, self.placement)
 
     # -- sums -----------------------------------------------------------------------------------
 
@@ -104,16 +138,10 @@ class Vector(Sequence[Tensor | None]):
         return self * -1.0
 
     def add_(self, other: Vector, scale: Scalar = 1.0) -> Vector:
-        """Add `scale * other` in place and return self; entries missing here are copied from
-        `other`.
-        """
+        """Add `scale * other` in place; entries that are missing here are copied from `other`."""
         self._norm = None
-        both = [
-            i
-            for i, (a, b) in enumerate(zip(self, other, strict=True))
-            if a is not None and b is not None
-        ]
-        for mine, (theirs,) in _groups(self.tensors, both, other.tensors):
+        both = [i for i in self.present if other[i] is not None]
+        for mine, (theirs,) in _by_kind(self.tensors, both, other.tensors):
             if isinstance(scale, Tensor):
                 factor = scale.to(mine[0].device)
                 for a, b in zip(mine, theirs, strict=True):
@@ -139,23 +167,21 @@ class Vector(Sequence[Tensor | None]):
         return self * (1.0 / divisor)
 
     def mul_(self, factor: Scalar) -> Vector:
-        """Multiply by a number or a `()` tensor in place and return self; a known norm stays
-        known.
-        """
+        """Multiply by a number or a `()` tensor in place; a known norm stays known."""
         if self._norm is not None:
             scale: Any = factor.to(self._norm) if isinstance(factor, Tensor) else factor
             self._norm = self._norm * abs(scale)
-        for mine, _ in _groups(self.tensors, self.present):
+        for mine, _ in _by_kind(self.tensors, self.present):
             torch._foreach_mul_(
                 mine, factor.to(mine[0].device) if isinstance(factor, Tensor) else factor
             )
         return self
 
     def where_(self, ok: Tensor, other: Vector | None = None) -> Vector:
-        """Put `other` (zero where it has no entry) in place unless the `()` bool tensor `ok` is
-        true; return self.
+        """Put `other` (zero where it has no entry) in place unless the `()` bool `ok` is true.
 
-        Decided on the device: what keeps a non-finite value out of a method's state.
+        The device decides, without a look from the host: this keeps non-finite values out of a
+        method's state.
         """
         self._norm = None
         for i, (a, b) in enumerate(zip(self, other or [None] * len(self), strict=True)):
@@ -167,32 +193,32 @@ class Vector(Sequence[Tensor | None]):
 
     def dot(self, other: Vector) -> Tensor:
         """Return the inner product over all parameters as a `()` tensor (float32 or wider)."""
-        sums: list[Tensor | None] = [None] * len(self)
+        sums: Numbers = [None] * len(self)
         for i, (a, b) in enumerate(zip(self, other, strict=True)):
             if a is not None and b is not None:
                 sums[i] = inner(a, b)
-        return add_up(self.shards.sums(sums))
+        return add_up(self.placement.sums(sums))
 
     def norm(self) -> Tensor:
-        """Return the L2 norm over all parameters as a `()` tensor (float32 or wider), computed
-        once.
+        """Return the L2 norm over all parameters as a `()` tensor (float32 or wider).
+
+        It is computed once, and again after a change in place.
         """
         if self._norm is None:
             self._norm = add_up(self._squares()).sqrt()
         return self._norm
 
-    def norms(self) -> list[Tensor | None]:
-        """Return the L2 norm of each entry, over all of its shards, as `()` tensors."""
+    def norms(self) -> Numbers:
+        """Return the L2 norm of each entry, over all of its rows, as `()` tensors."""
         return [None if square is None else square.sqrt() for square in self._squares()]
 
-    def _squares(self) -> Parts:
-        squares: Parts = [None] * len(self)
-        for indices in _by_kind(self.tensors, self.present):
-            mine: list[Any] = [self.tensors[i] for i in indices]
+    def _squares(self) -> Numbers:
+        squares: Numbers = [None] * len(self)
+        for mine, (places,) in _by_kind(self.tensors, self.present, range(len(self))):
             wide = torch.promote_types(mine[0].dtype, torch.float32)
-            for i, norm in zip(indices, torch._foreach_norm(mine, 2, dtype=wide), strict=True):
+            for i, norm in zip(places, torch._foreach_norm(mine, 2, dtype=wide), strict=True):
                 squares[i] = norm * norm
-        return self.shards.sums(squares)
+        return self.placement.sums(squares)
 
     # -- structure ------------------------------------------------------------------------------
 
@@ -201,28 +227,45 @@ class Vector(Sequence[Tensor | None]):
         self._norm = None
         return self
 
+    def hand_over(self) -> list[Tensor | None]:
+        """Return the entries, and forget them: whoever gets them may do with them what it likes."""
+        tensors, self._tensors = self.tensors, None
+        return tensors
+
+    def moved(self) -> Vector:
+        """Return a vector that takes over this one's storage and norm; this one is then empty."""
+        new = copy.copy(self)
+        self._tensors = None
+        return new
+
     @property
     def present(self) -> list[int]:
         """Indices of the entries that are not `None`."""
         return [i for i, t in enumerate(self.tensors) if t is not None]
 
+    @property
+    def selection(self) -> Selection:
+        """The parameters that have an entry."""
+        return Selection(t is not None for t in self)
+
     def clone(self) -> Vector:
         """Return a vector with its own storage."""
-        copy = self._like(None if t is None else t.clone() for t in self)
-        copy._norm = self._norm
-        return copy
+        new = self._like(None if t is None else t.clone() for t in self)
+        new._norm = self._norm
+        return new
 
-    def keep(self, chosen: Sequence[bool]) -> Vector:
-        """Return the vector (same storage) with `None` where `chosen` is false; itself where
-        nothing is lost.
+    def on(self, selection: Sequence[bool]) -> Vector:
+        """Return the vector (same storage) with `None` for parameters that are not selected.
+
+        It is this object where nothing is left out, and so keeps a known norm.
         """
-        if all(yes or t is None for t, yes in zip(self, chosen, strict=True)):
+        if all(yes or t is None for t, yes in zip(self, selection, strict=True)):
             return self
-        return self._like(t if yes else None for t, yes in zip(self, chosen, strict=True))
+        return self._like(t if yes else None for t, yes in zip(self, selection, strict=True))
 
     @property
     def elements(self) -> int:
-        """How many numbers the present entries hold on this rank."""
+        """How many numbers the present entries hold on this process."""
         return sum(t.numel() for t in self if t is not None)
 
 
@@ -230,21 +273,17 @@ StateValue = Vector | Tensor | int | float
 """What a method may carry from one update to the next."""
 
 
-def _by_kind(tensors: list[Tensor | None], indices: list[int]) -> list[list[int]]:
-    """Split indices into lists of one device and dtype each, as foreach kernels want them."""
+def _by_kind(
+    tensors: Sequence[Tensor | None], indices: list[int], *others: Sequence[Any]
+) -> Iterator[tuple[list[Tensor], list[list[Any]]]]:
+    """Yield the tensors at `indices` by device and dtype, as foreach kernels want them.
+
+    With each list come those of the entries of `others` at the same places.
+    """
     kinds: dict[tuple[torch.device, torch.dtype], list[int]] = {}
     for i in indices:
         t = tensors[i]
         assert t is not None
         kinds.setdefault((t.device, t.dtype), []).append(i)
-    return list(kinds.values())
-
-
-def _groups(
-    tensors: list[Tensor | None], indices: list[int], *others: list[Tensor | None]
-) -> Iterator[tuple[list[Tensor], list[list[Tensor]]]]:
-    """Yield per kind the tensors at `indices`, and those of each of the `others` at the same
-    places.
-    """
-    for kind in _by_kind(tensors, indices):
+    for kind in kinds.values():
         yield [tensors[i] for i in kind], [[o[i] for i in kind] for o in others]  # type: ignore[misc]

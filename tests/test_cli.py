@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from hf_sam import METHODS, SAMTrainingArguments, cli
-from hf_sam.engine.support import ENGINES
+from hf_sam.engine.table import ENGINES
 
 SECTIONS = (
     "Update::",

@@ -17,8 +17,10 @@ from transformers.distributed.configuration_utils import DistributedConfig
 from transformers.training_args import ParallelMode
 
 from hf_sam import SAMTrainer, SAMTrainingArguments
-from hf_sam.engine.sharding import AcceleratedEngine, Engine
-from hf_sam.engine.support import ENGINES, check_engine, reentrant
+from hf_sam.engine.accelerated import AcceleratedEngine
+from hf_sam.engine.choice import check_engine
+from hf_sam.engine.table import ENGINES, reentrant
+from hf_sam.landscape import Engine
 from tests.cases import CASES
 from tests.toys import CHECKPOINTING, bert, examples, make_trainer, train
 

@@ -19,7 +19,7 @@ import torch
 from datasets import Dataset
 from transformers import BertModel, set_seed
 
-from hf_sam.engine.slicing import take
+from hf_sam.landscape.data import take
 from tests.toys import assert_equal, bert, llama, logged, tokenizer
 
 pytestmark = pytest.mark.filterwarnings(

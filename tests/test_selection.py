@@ -31,7 +31,7 @@ from hf_sam import (
     SAMTrainer,
     SparseSAMDynamic,
 )
-from hf_sam.engine.sharding import AcceleratedEngine
+from hf_sam.engine.accelerated import AcceleratedEngine
 from hf_sam.methods.base import Perturbing
 from tests.toys import (
     MODELS,

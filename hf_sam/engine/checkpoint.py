@@ -19,8 +19,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from ..landscape import Engine
 from ..vector import WHOLE, StateValue, Vector
-from .sharding import Engine
 
 logger = logging.getLogger(__name__)
 
@@ -66,7 +66,7 @@ def save_state(
     if main:
         text = json.dumps({"method": method, "numbers": numbers, "vectors": vectors}, indent=2)
         (Path(folder) / DESCRIPTION).write_text(text + "\n", encoding="utf-8")
-    if tensors and engine.shards is not WHOLE:
+    if tensors and engine.placement is not WHOLE:
         distributed_checkpoint().save(tensors, checkpoint_id=Path(folder) / SHARDED)
     elif tensors and main:
         save_file(tensors, str(Path(folder) / TENSORS))
@@ -117,9 +117,10 @@ def load_state(
     state: dict[str, StateValue] = dict(saved["numbers"])
     for key in saved["vectors"]:
         found = [tensors.pop(f"{key}{SEPARATOR}{name}", None) for name in names]
-        state[key] = Vector(
+        entries = (
             None if t is None else t.to(p.device) for t, p in zip(found, params, strict=True)
         )
+        state[key] = Vector(entries, engine.placement)
     device = params[0].device if params else torch.device("cpu")
     state.update((key, t.to(device)) for key, t in tensors.items() if SEPARATOR not in key)
     return state
@@ -139,7 +140,7 @@ def _read(folder: Path, owners: dict[str, Tensor], engine: Engine) -> dict[str, 
         return {}
     whole = load_file(str(folder / TENSORS))
     owned = {key: owner(key, tensor.shape) for key, tensor in whole.items()}
-    return {k: t if (p := owned[k]) is None else engine.part(p, t) for k, t in whole.items()}
+    return {k: t if (p := owned[k]) is None else engine.rows(p, t) for k, t in whole.items()}
 
 
 def _read_sharded(

@@ -15,15 +15,15 @@ from torch import Tensor, distributed, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, Replicate, Shard
 
-from ..vector import Parts, Shards
-from .replay import Replay
-from .sharding import AcceleratedEngine, How
+from ..landscape import Averaging, Replay
+from ..vector import Numbers, Placement
+from .accelerated import AcceleratedEngine
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
 
-class Rows(Shards):
+class Rows(Placement):
     """Parameters of which each rank holds some rows, or all of them as the other ranks do.
 
     Args:
@@ -38,28 +38,29 @@ class Rows(Shards):
         self._counts = [first for first, _ in places]
         self._earlier = [earlier for _, earlier in places]
 
-    def sums(self, parts: Parts) -> Parts:
-        """Return per parameter the sum of the values of all its shards: one all-reduce, in which
-        each replica but the first counts as zero.
+    def sums(self, rows: Numbers) -> Numbers:
+        """Return the sums over ranks of numbers that each computed from the rows it holds.
+
+        It is one all-reduce, in which each replica but the first counts as zero.
         """
-        found = [None if p is None else p * c for p, c in zip(parts, self._counts, strict=True)]
-        present = [p for p in found if p is not None]
+        found = [None if n is None else n * c for n, c in zip(rows, self._counts, strict=True)]
+        present = [n for n in found if n is not None]
         if not present:
-            return parts
+            return rows
         total = torch.stack(present)
         distributed.all_reduce(total)
         values = iter(total)
-        return [None if p is None else next(values) for p in parts]
+        return [None if n is None else next(values) for n in rows]
 
-    def before(self, parts: Parts) -> Parts:
-        """Return per parameter the sum of the values of the shards before this rank's."""
-        present = [i for i, p in enumerate(parts) if p is not None]
+    def before(self, rows: Numbers) -> Numbers:
+        """Return the sums of the numbers of those ranks that hold earlier rows."""
+        present = [i for i, n in enumerate(rows) if n is not None]
         if not present:
-            return parts
-        mine = torch.stack([parts[i] for i in present])  # type: ignore[misc]
+            return rows
+        mine = torch.stack([rows[i] for i in present])  # type: ignore[misc]
         everyone = [torch.empty_like(mine) for _ in range(distributed.get_world_size())]
         distributed.all_gather(everyone, mine)
-        found: Parts = [None] * len(parts)
+        found: Numbers = [None] * len(rows)
         for k, i in enumerate(present):
             earlier = [everyone[rank][k] for rank in self._earlier[i]]
             found[i] = torch.stack(earlier).sum() if earlier else torch.zeros_like(mine[k])
@@ -113,16 +114,16 @@ class ShardedEngine(AcceleratedEngine):
     def params(self, optimizer: Any) -> list[Tensor]:
         """Return the trainable parameters, in the optimizer's order."""
         params = super().params(optimizer)
-        self.shards = Rows(params)
+        self.placement = Rows(params)
         return params
 
     def mine(self, drawn: list[Any]) -> list[Any]:
         """Return all examples: every rank takes part in each one's gradient."""
         return drawn
 
-    def how(self, local_ok: bool, partial: bool, averaged: str) -> How:
-        """Return that the backward averages: see `Engine.how`."""
-        return How(together=True, averaged=False, shared=True)
+    def averaging(self, wanted: Averaging, *, to_perturb: bool, partial: bool) -> Averaging:
+        """Return that every backward averages."""
+        return Averaging.IN_BACKWARD
 
     @contextmanager
     def no_sync(self, own: bool = False) -> Iterator[None]:
@@ -150,21 +151,21 @@ class ShardedEngine(AcceleratedEngine):
         """Return this rank's rows of a parameter or gradient, in their own storage."""
         return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
-    def like(self, param: Tensor, held: Tensor) -> Tensor:
+    def like(self, param: Tensor, rows: Tensor) -> Tensor:
         """Return this rank's rows as a gradient that is sharded as the parameter is."""
         if not isinstance(param, DTensor):
-            return held
+            return rows
         place = param.device_mesh, param.placements
         size, stride = param.shape, param.stride()
-        return DTensor.from_local(held, *place, run_check=False, shape=size, stride=stride)
+        return DTensor.from_local(rows, *place, run_check=False, shape=size, stride=stride)
 
-    def part(self, param: Tensor, whole: Tensor) -> Tensor:
+    def rows(self, param: Tensor, whole: Tensor) -> Tensor:
         """Return a copy of this rank's rows of a whole tensor."""
         if not isinstance(param, DTensor):
             return whole
         dim = next(d for d, p in enumerate(param.placements) if isinstance(p, Shard))
-        rows = math.ceil(len(whole) / param.device_mesh.size(dim))
-        first = min(rows * param.device_mesh.get_local_rank(dim), len(whole))
+        each = math.ceil(len(whole) / param.device_mesh.size(dim))
+        first = min(each * param.device_mesh.get_local_rank(dim), len(whole))
         return whole.narrow(0, first, len(param.to_local())).clone()
 
     @contextmanager

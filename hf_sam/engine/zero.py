@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, distributed, nn
 
+from ..landscape import Averaging, Replay
+from .accelerated import AcceleratedEngine
 from .precision import LossScaling
-from .replay import Replay
-from .sharding import AcceleratedEngine, How
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -37,7 +37,7 @@ class Handover(torch.autograd.Function):
         return None, *(ctx.update.pop(0).mul_(scale).to(kind) for kind in ctx.kinds)
 
 
-class Says(nn.Module):
+class Identity(nn.Module):
     """A module whose output is the loss that it is given."""
 
     def forward(self, loss: Tensor) -> Tensor:
@@ -83,10 +83,10 @@ class DeepSpeedEngine(AcceleratedEngine):
         groups = getattr(zero, "bit16_groups", None) or zero.bf16_groups
         return [p for group in groups for p in group]
 
-    def how(self, local_ok: bool, partial: bool, averaged: str) -> How:
-        """Return that ranks average after a backward, never in it: see `Engine.how`."""
-        how = super().how(local_ok, partial, averaged)
-        return How(together=False, averaged=how.together or how.averaged, shared=how.shared)
+    def averaging(self, wanted: Averaging, *, to_perturb: bool, partial: bool) -> Averaging:
+        """Return who averages a gradient: ranks do it after a backward, never in it."""
+        who = super().averaging(wanted, to_perturb=to_perturb, partial=partial)
+        return Averaging.AFTER_PASS if who is Averaging.IN_BACKWARD else who
 
     @contextmanager
     def no_sync(self, own: bool = False) -> Iterator[None]:
@@ -95,10 +95,10 @@ class DeepSpeedEngine(AcceleratedEngine):
 
     @contextmanager
     def passes(
-        self, params: Sequence[Tensor], chosen: Sequence[bool] | None = None
+        self, params: Sequence[Tensor], only: Sequence[bool] | None = None
     ) -> Iterator[None]:
         """Surround passes whose gradients are added to `.grad` without a hook's notice."""
-        asked = chosen or [True] * len(params)
+        asked = only or [True] * len(params)
         subset = [p for p, yes in zip(params, asked, strict=True) if yes and p.requires_grad]
         with self._backward_is(partial(self._add_gradients, subset)):
             yield
@@ -111,12 +111,12 @@ class DeepSpeedEngine(AcceleratedEngine):
             if grad is not None:
                 param.grad = grad if param.grad is None else param.grad.add_(grad)
 
-    def take(self, params: Sequence[Tensor]) -> list[Tensor | None]:
+    def take_grads(self, params: Sequence[Tensor]) -> list[Tensor | None]:
         """Take ownership of the gradients, unscaled: of weights in fp16 in float32, for what is
         unscaled would vanish in fp16.
         """
         if self._scaling.scale is None:
-            return super().take(params)
+            return super().take_grads(params)
         grads = [None if p.grad is None else p.grad.float() for p in params]
         for p in params:
             p.grad = None
@@ -124,7 +124,7 @@ class DeepSpeedEngine(AcceleratedEngine):
         return grads
 
     def _zeros(self, param: Tensor) -> Tensor:
-        """Return a gradient of zeros, as `take` would give it."""
+        """Return a gradient of zeros, as `take_grads` would give it."""
         kind = param.dtype if self._scaling.scale is None else torch.float32
         return torch.zeros_like(param, dtype=kind, requires_grad=False)
 
@@ -148,7 +148,7 @@ class DeepSpeedEngine(AcceleratedEngine):
 
     def _through_engine(self, loss: Tensor) -> Tensor:
         """Return the loss as an output of DeepSpeed's engine, which prepares its backward then."""
-        module, self._engine.module = self._engine.module, Says()
+        module, self._engine.module = self._engine.module, Identity()
         try:
             return self._engine(loss)
         finally:

@@ -1,21 +1,25 @@
 # SPDX-License-Identifier: Apache-2.0
 """The methods: one paper, one file."""
 
-from .asam import ASAM
-from .base import Method
-from .bilateral import BilateralSAM
-from .esam import ESAM
-from .friendly import FriendlySAM
-from .late import LateSAM
-from .looksam import LookSAM
-from .msam import MSAM, PerGroup
-from .plain import Plain
-from .rsam import RSAM
-from .sam import SAM
-from .ss_sam import SSSAM
-from .ssam import SparseSAMDynamic, SparseSAMFisher
-from .stable import StableSAM
-from .when import When
+from .asam import ASAM as ASAM
+from .base import Method as Method
+from .bilateral_sam import BilateralSAM as BilateralSAM
+from .composed import Composed as Composed
+from .esam import ESAM as ESAM
+from .friendly_sam import FriendlySAM as FriendlySAM
+from .late_sam import LateSAM as LateSAM
+from .looksam import LookSAM as LookSAM
+from .msam import MSAM as MSAM
+from .msam import PerGroup as PerGroup
+from .plain import Plain as Plain
+from .rehearsal import asks as asks
+from .rsam import RSAM as RSAM
+from .sam import SAM as SAM
+from .ss_sam import SSSAM as SSSAM
+from .ssam_d import SparseSAMDynamic as SparseSAMDynamic
+from .ssam_f import SparseSAMFisher as SparseSAMFisher
+from .stable_sam import StableSAM as StableSAM
+from .when import When as When
 
 METHODS: dict[str, type[Method]] = {
     "none": Plain,
@@ -34,23 +38,5 @@ METHODS: dict[str, type[Method]] = {
     "late_sam": LateSAM,
 }
 
-__all__ = [
-    "ASAM",
-    "ESAM",
-    "METHODS",
-    "MSAM",
-    "RSAM",
-    "SAM",
-    "SSSAM",
-    "BilateralSAM",
-    "FriendlySAM",
-    "LateSAM",
-    "LookSAM",
-    "Method",
-    "PerGroup",
-    "Plain",
-    "SparseSAMDynamic",
-    "SparseSAMFisher",
-    "StableSAM",
-    "When",
-]
+WRAPPERS = (Composed, PerGroup, When)
+"""Methods without a key, made of others in Python."""

@@ -5,8 +5,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from ..parts.direction import Direction
+from ..landscape import Landscape
 from ..parts.radius import Rho, adaptive_radius
+from ..vector import Vector
 from .sam import SAM
 
 
@@ -44,6 +45,6 @@ class ASAM(SAM):
     rho: Rho = field(default=0.5, metadata={"help": "radius, dimensionless", "low": 0.0})
     eta: float = field(default=0.01, metadata={"help": "added to |w|", "low": 0.0})
 
-    def default_ascent(self) -> Direction:
-        """Return the adaptive radius."""
-        return adaptive_radius(self.rho, self.eta)
+    def perturbation(self, here: Vector, at: Landscape) -> Vector:
+        """Return rho T^2 here / |T here|."""
+        return adaptive_radius(self.rho, self.eta)(here, at)

@@ -18,12 +18,15 @@ class Method(Part):
 
     Class attributes:
         paper: "authors, venue, arXiv id".
-        passes: forward-backward passes per update, as text.
+        passes: forward-backward passes per update, as text that begins with their mean number.
         memory: extra memory beyond the plain Trainer, in P (copies of the trainable parameters), as
-            text.
+            text that begins with a number.
         use: when to use it, in a few words.
-        starts_at_w: the first pass is the whole gradient at w.
-        selects: single examples of a batch are chosen or grouped.
+        stateful: whether it carries state from update to update.
+        needs_here: whether the update uses the ascent gradient for more than the perturbation.
+
+    What else a method asks of its Landscape (single examples, their losses, further data) is not
+    declared but found out: see `hf_sam.methods.rehearsal`.
     """
 
     paper: ClassVar[str] = ""
@@ -31,12 +34,13 @@ class Method(Part):
     memory: ClassVar[str] = ""
     use: ClassVar[str] = ""
 
-    starts_at_w = True
-    selects = False
+    needs_here = True
+    ascent_fraction = 1.0
 
     def __call__(self, at: Landscape) -> Vector:
-        """Return the update: what the optimizer gets as gradient, `None` where the gradient at w
-        is `None`.
+        """Return the update: what the optimizer gets as gradient.
+
+        An entry is `None` where the gradient at w is `None`.
         """
         return at.finish(self.update(at))
 
@@ -46,35 +50,20 @@ class Method(Part):
 
     @property
     def when(self) -> Schedule | None:
-        """The schedule that decides which updates are perturbed, also a method within's; or
-        None.
+        """The schedule that decides which updates are perturbed, or None.
+
+        It may be the schedule of a method within.
         """
         within = (child.when for _, child in self.children() if isinstance(child, Method))
         return next((when for when in within if when is not None), None)
 
     @property
     def local_ascent(self) -> bool:
-        """Whether the update needs nothing but the descent gradient, so that ranks may ascend on
-        their own.
+        """Whether each process may perturb along a gradient of its own.
+
+        It may if the update needs nothing but the descent gradient.
         """
-        return False
-
-    def perturbations(self, batches: int) -> int:
-        """Return how many groups of a rank's examples are perturbed each for itself, in an update
-        of `batches` micro-batches.
-        """
-        within = (c.perturbations(batches) for _, c in self.children() if isinstance(c, Method))
-        return max(within, default=1)
-
-    @property
-    def wants_losses(self) -> bool:
-        """Whether this method or one below it compares the losses of single examples."""
-        return any(c.wants_losses for _, c in self.children() if isinstance(c, Method))
-
-    @property
-    def cuts(self) -> bool:
-        """Whether this method or one below it chooses or groups single examples."""
-        return any(isinstance(part, Method) and part.selects for part in self.walk())
+        return not (self.keeps_state or self.needs_here)
 
 
 @dataclass
@@ -92,13 +81,3 @@ class Perturbing(Method):
         kw_only=True,
         metadata={"help": "share of the batch for the ascent", "low": 0.01, "high": 1.0},
     )
-
-    @property
-    def starts_at_w(self) -> bool:  # type: ignore[override]
-        """Unless the first pass is on a part of the batch."""
-        return self.ascent_fraction == 1
-
-    @property
-    def selects(self) -> bool:  # type: ignore[override]
-        """With a fraction below 1."""
-        return self.ascent_fraction < 1

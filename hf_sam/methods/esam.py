@@ -9,7 +9,7 @@ import torch
 
 from ..landscape import Landscape
 from ..parts.examples import most
-from ..parts.radius import Rho, to_length
+from ..parts.radius import Rho, to_length_
 from ..vector import Vector
 from .base import Method
 
@@ -64,31 +64,12 @@ class ESAM(Method):
         default=0.5, metadata={"help": "share of the examples", "low": 0.01, "high": 1.0}
     )
 
-    starts_at_w = False
-
-    @property
-    def selects(self) -> bool:  # type: ignore[override]
-        """With gamma below 1."""
-        return self.gamma < 1
-
-    @property
-    def wants_losses(self) -> bool:
-        """With gamma below 1."""
-        return self.gamma < 1
-
-    @property
-    def local_ascent(self) -> bool:
-        """The update is the descent gradient."""
-        return True
+    needs_here = False
 
     def update(self, at: Landscape) -> Vector:
         """Return the gradient there of the examples that rise most."""
-        some = self._tensors(at)
-        here = at.gradient(
-            local_ok=True, only=None if all(some) else some, with_losses=self.gamma < 1
-        )
-        direction = at.chosen(here).keep(some)
-        eps = to_length(direction, self.rho, direction.norm(), at).mul_(1 / self.beta)
+        here = at.ascent(self, only=self._tensors(at), with_losses=self.gamma < 1)
+        eps = to_length_(here, self.rho, here.norm(), at).mul_(1 / self.beta)
         with at.perturbed(eps):
             return (self._sharpest(at) if self.gamma < 1 else at).gradient()
 
@@ -101,6 +82,6 @@ class ESAM(Method):
     def _sharpest(self, at: Landscape) -> Landscape:
         """Return the loss of the examples whose loss rose most."""
         rises = [after - before for after, before in zip(at.losses_here(), at.losses, strict=True)]
-        mean = sum(share * rise.mean() for share, rise in zip(at.shares, rises, strict=True))
+        mean = sum(share * rise.mean() for share, rise in zip(at.data.shares, rises, strict=True))
         at.readings["sharpness"] = torch.as_tensor(mean)
         return at.select([most(rise, self.gamma) for rise in rises])

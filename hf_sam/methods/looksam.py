@@ -71,14 +71,14 @@ class LookSAM(Perturbing):
 
     def update(self, at: Landscape) -> Vector:
         """Return SAM's update (its vertical part is kept), or the gradient here with that part."""
-        done = self.state.get("updates", 0)
-        assert isinstance(done, int)
+        done = int(self.state.number("updates", 0))
         self.state["updates"] = done + 1
-        return self._reuse(at) if done % int(self.k) else self._refresh(at)
+        vertical = self.state.vector("vertical") if done % int(self.k) else None
+        return self._refresh(at) if vertical is None else self._reuse(vertical, at)
 
     def _refresh(self, at: Landscape) -> Vector:
-        here = at.gradient(fraction=self.ascent_fraction)
-        with at.perturbed(self._ascent()(at.chosen(here).clone(), at)):
+        here = at.ascent(self)
+        with at.perturbed(self._direction()(at.perturbable(here).clone(), at)):
             there = at.gradient()
         square = here.dot(here)
         share = torch.where(square > 0, there.dot(here) / square, torch.zeros_like(square))
@@ -86,19 +86,16 @@ class LookSAM(Perturbing):
         vertical = here.mul_(-share).add_(there)
         size = vertical.norm()
         vertical.mul_((size > NEGLIGIBLE * length).to(size.dtype))
-        old = self.state.get("vertical")
-        assert old is None or isinstance(old, Vector)
+        old = self.state.vector("vertical")
         self.state["vertical"] = vertical.where_(torch.isfinite(size), old)
         return there
 
-    def _reuse(self, at: Landscape) -> Vector:
-        here, vertical = at.gradient(), self.state["vertical"]
-        assert isinstance(vertical, Vector)
-        size = Vector(vertical, here.shards).norm()  # loaded state knows of no other shards
+    def _reuse(self, vertical: Vector, at: Landscape) -> Vector:
+        here, size = at.gradient(), vertical.norm()
         scale = torch.where(size > 0, self.alpha * here.norm() / size, torch.zeros_like(size))
         return here.add_(vertical, scale)
 
-    def _ascent(self) -> Direction:
+    def _direction(self) -> Direction:
         if self.layerwise == "none":
             return radius(self.rho)
         return layer_radius(self.rho, self.layerwise)

@@ -26,7 +26,6 @@ class PerGroup(Method):
 
     passes = "as the method, on parts of the batch"
     memory = "as the method, + 1"
-    starts_at_w = False
 
     groups: int | None = field(
         metadata={"help": "groups per rank", "low": 1, "whole": True, "optional": True}
@@ -44,28 +43,17 @@ class PerGroup(Method):
                 "it: use a method without state per group, or sam_accumulation='window'"
             )
 
-    @property
-    def selects(self) -> bool:  # type: ignore[override]
-        """Whole micro-batches need no cutting."""
-        return self.groups is not None
-
-    def perturbations(self, batches: int) -> int:
-        """Return the number of groups, in each of which the method may make its own."""
-        if self.groups is None:
-            return batches * self.method.perturbations(1)
-        return int(self.groups) * self.method.perturbations(batches)
-
     def update(self, at: Landscape) -> Vector:
         """Return the mean of the groups' updates, weighted as their examples or tokens."""
         alone = self.method.local_ascent
         total: Vector | None = None
         groups = None if self.groups is None else int(self.groups)
-        for share, group in at.shards(groups, descent_only=alone):
-            part = self.method(group)
-            total = part.mul_(share) if total is None else total.add_(part, share)
-            del part  # or it would live on during the next group's passes
+        for share, group in at.groups(groups, descent_only=alone):
+            mine = self.method(group)
+            total = mine.mul_(share) if total is None else total.add_(mine, share)
+            del mine  # or it would live on during the next group's passes
         assert total is not None
-        return at.together(total) if alone else total
+        return at.average_(total) if alone else total
 
     @property
     def local_ascent(self) -> bool:
@@ -106,6 +94,7 @@ class MSAM(Perturbing):
     passes = "2"
     memory = "2"
     use = "flatter than SAM at the same work, where the batch is large"
+    needs_here = False
 
     rho: Rho = field(default=0.05, metadata={"help": "radius, weight-space L2 norm", "low": 0.0})
     micro_batches: int = field(
@@ -118,22 +107,3 @@ class MSAM(Perturbing):
         if self.micro_batches == 1:
             return sam.update(at)
         return PerGroup(self.micro_batches, sam).update(at)
-
-    def perturbations(self, batches: int) -> int:
-        """Return the number of groups."""
-        return int(self.micro_batches)
-
-    @property
-    def starts_at_w(self) -> bool:  # type: ignore[override]
-        """With one group, as SAM."""
-        return self.micro_batches == 1 and super().starts_at_w
-
-    @property
-    def selects(self) -> bool:  # type: ignore[override]
-        """With several groups, or a fraction below 1."""
-        return self.micro_batches > 1 or super().selects
-
-    @property
-    def local_ascent(self) -> bool:
-        """The update needs the descent gradients only."""
-        return True

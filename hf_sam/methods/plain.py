@@ -25,12 +25,8 @@ class Plain(Method):
     passes = "1"
     memory = "0"
     use = "the baseline to compare with"
+    needs_here = False
 
     def update(self, at: Landscape) -> Vector:
         """Return the gradient at w."""
         return at.gradient()
-
-    @property
-    def local_ascent(self) -> bool:
-        """Nothing ascends, so nothing needs to be global."""
-        return True

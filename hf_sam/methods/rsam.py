@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..landscape import Landscape
-from ..parts.radius import Rho, to_length
+from ..parts.radius import Rho, to_length_
 from ..vector import Vector
 from .base import Perturbing
 
@@ -56,11 +56,11 @@ class RSAM(Perturbing):
         lam: weight of the gradient in v.
     """
 
-    starts_at_w = False
     paper = "Liu et al., NeurIPS 2022"
     passes = "2"
     memory = "1"
     use = "vision transformers from scratch; when one batch's gradient is a poor guide"
+    needs_here = False
 
     rho: Rho = field(default=0.05, metadata={"help": "radius, weight-space L2 norm", "low": 0.0})
     sigma: float = field(
@@ -71,21 +71,16 @@ class RSAM(Perturbing):
     def update(self, at: Landscape) -> Vector:
         """Return the gradient at w + rho v / |v|."""
         w = at.weights()
-        vectors = w.keep([t is not None and t.ndim < 2 for t in w]).norms()
+        vectors = w.on([t is not None and t.ndim < 2 for t in w]).norms()
         noise = (self.noise(at, i, vectors[i]) if yes else None for i, yes in enumerate(at.where))
-        with at.perturbed(Vector(noise, w.shards)):
-            smooth = at.gradient(local_ok=True, only=at.some, fraction=self.ascent_fraction)
-        v = at.chosen(smooth).mul_(self.lam)
+        with at.perturbed(Vector(noise, w.placement)):
+            smooth = at.ascent(self)
+        v = smooth.mul_(self.lam)
         for i in v.present:
             v[i].add_(self.noise(at, i, vectors[i]))  # type: ignore[union-attr]
         del smooth
-        with at.perturbed(to_length(v, self.rho, v.changed().norm(), at)):
+        with at.perturbed(to_length_(v, self.rho, v.changed().norm(), at)):
             return at.gradient()
-
-    @property
-    def local_ascent(self) -> bool:
-        """Only the descent gradient is used."""
-        return True
 
     def scale(self, x: float) -> float:
         """Return s at the share x of the run, 0 to 1."""
@@ -101,7 +96,7 @@ class RSAM(Perturbing):
         """
         w = at.weights()[i]
         assert w is not None
-        drawn = at.part(i, normal(w, (at.seed, at.progress.step, i), at.params[i].shape))
+        drawn = at.rows(i, normal(w, (at.seed, at.progress.step, i), at.params[i].shape))
         if vector is None:
             vector = torch.linalg.vector_norm(w, dim=tuple(range(1, w.ndim)), keepdim=True)
         return drawn.mul_(vector.to(w) * self.scale(at.progress.fraction))
@@ -117,7 +112,7 @@ def normal(like: Tensor, key: tuple[int, ...], shape: torch.Size | None = None) 
             parameter each draws for all of it and takes its rows, as one process would.
     """
     shape = like.shape if shape is None else shape
-    words = np.random.SeedSequence([part % (1 << 64) for part in key])
+    words = np.random.SeedSequence([number % (1 << 64) for number in key])
     wide = torch.promote_types(like.dtype, torch.float32)
     if like.device.type == "cpu":
         drawn = torch.from_numpy(_normal_numbers(shape.numel(), words, _quantiles(wide)))
@@ -135,9 +130,9 @@ def _normal_numbers(n: int, words: np.random.SeedSequence, quantiles: np.ndarray
     """
     source, drawn = np.random.SFC64(words), np.empty(n, quantiles.dtype)
     for start in range(0, n, CHUNK):
-        part = drawn[start : start + CHUNK]
-        bits = source.random_raw(-(-part.size // 4)).view(np.uint16)[: part.size]
-        np.take(quantiles, bits, out=part, mode="clip")
+        run = drawn[start : start + CHUNK]
+        bits = source.random_raw(-(-run.size // 4)).view(np.uint16)[: run.size]
+        np.take(quantiles, bits, out=run, mode="clip")
     return drawn
 
 

@@ -6,8 +6,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from ..landscape import Landscape
-from ..parts.combine import Combine, there_only
-from ..parts.direction import Direction
 from ..parts.radius import Rho, radius
 from ..vector import Vector
 from .base import Perturbing
@@ -38,57 +36,26 @@ class SAM(Perturbing):
 
     Attributes:
         rho: radius, weight-space L2 norm, or a schedule for it.
-        ascent: direction from the gradient here to eps; default `radius(rho)`.
-        combine: what to make of both gradients; default the gradient there.
+
+    Example:
+        >>> from hf_sam import SAMTrainingArguments
+        >>> args = SAMTrainingArguments("out", sam="sam", sam_rho=0.01)
     """
 
     paper = "Foret et al., ICLR 2021, arXiv 2010.01412"
     passes = "2"
     memory = "1"
     use = "the reference; label noise, long training, images"
+    needs_here = False
 
     rho: Rho = field(default=0.05, metadata={"help": "radius, weight-space L2 norm", "low": 0.0})
-    ascent: Direction | None = field(
-        default=None, kw_only=True, metadata={"help": "direction to eps", "python": True}
-    )
-    combine: Combine = field(
-        default_factory=there_only,
-        kw_only=True,
-        metadata={"help": "of both gradients", "python": True},
-    )
-
-    def __post_init__(self) -> None:
-        """Check the fields and fill in the ascent."""
-        super().__post_init__()
-        if self.ascent is None:
-            self.ascent = self.default_ascent()
-        elif type(self) is not SAM:
-            raise ValueError(
-                f"{type(self).__name__} is defined by its own ascent: use SAM(ascent=...) instead"
-            )
-        elif self.rho != type(self).rho:
-            raise ValueError(
-                f"rho={self.rho} has no effect beside ascent={self.ascent}: give the radius "
-                f"inside `ascent`"
-            )
-
-    def default_ascent(self) -> Direction:
-        """Return the direction from the gradient here to eps that the paper names."""
-        return radius(self.rho)
 
     def update(self, at: Landscape) -> Vector:
-        """Return the gradient there, or what `combine` makes of both."""
-        assert self.ascent is not None
-        only = None if self.combine.needs_here else at.some
-        here = at.gradient(local_ok=self.local_ascent, only=only, fraction=self.ascent_fraction)
-        finish = self.combine(here)
-        eps = self.ascent(at.chosen(here), at)
-        del here  # of which eps may have left out tensors
+        """Return the gradient there."""
+        eps = self.perturbation(at.ascent(self), at)
         with at.perturbed(eps):
-            there = at.gradient()
-        return finish(there)
+            return at.gradient()
 
-    @property
-    def local_ascent(self) -> bool:
-        """Unless state or the combination needs the gradient here."""
-        return not (self.keeps_state or self.combine.needs_here)
+    def perturbation(self, here: Vector, at: Landscape) -> Vector:
+        """Return eps for the gradient here, whose storage is consumed."""
+        return radius(self.rho)(here, at)

@@ -10,6 +10,7 @@ from ..parts.when import Schedule
 from ..vector import Vector
 from .base import Method
 from .plain import Plain
+from .rehearsal import asks
 
 
 @dataclass
@@ -27,12 +28,10 @@ class When(Method):
     otherwise: Method = field(default_factory=Plain)
 
     def __post_init__(self) -> None:
-        """Refuse a schedule that wants to see the gradient before a method that starts
-        elsewhere.
-        """
+        """Refuse a schedule that decides by the gradient at w, if a method does not start there."""
         super().__post_init__()
         for method in (self.method, self.otherwise) if self.schedule.needs_gradient else ():
-            if not method.starts_at_w:
+            if not asks(method).starts_at_w:
                 fraction = getattr(method, "ascent_fraction", 1.0)
                 how = f" with ascent_fraction={fraction}" if fraction < 1 else ""
                 raise ValueError(
@@ -54,8 +53,3 @@ class When(Method):
     def local_ascent(self) -> bool:
         """As the method, unless the schedule looks at the gradient."""
         return self.method.local_ascent and not self.schedule.needs_gradient
-
-    @property
-    def starts_at_w(self) -> bool:  # type: ignore[override]
-        """As both methods."""
-        return self.method.starts_at_w and self.otherwise.starts_at_w

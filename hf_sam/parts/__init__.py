@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Small programs that answer one question each: when, where, along what, how far, on which
-examples, and then?
+"""Small programs that answer one question each: when, where, along what, how far, and then?
 
-They go together: `SAM(ascent=chain(minus_average(), radius(0.1), fisher_mask(0.5)))`. Only `linear`
+They go together: `Composed(chain(minus_average(), radius(0.1), fisher_mask(0.5)))`. Only `linear`
 is not here, for there are two: `hf_sam.parts.when.linear` is a probability,
 `hf_sam.parts.radius.linear` a radius.
 """

@@ -11,33 +11,64 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
-from ..vector import StateValue
+from torch import Tensor
+
+from ..vector import StateValue, Vector
+
+
+class State(dict[str, StateValue]):
+    """What a part carries from one update to the next, by name; empty until its first use."""
+
+    def vector(self, key: str) -> Vector | None:
+        """Return a vector, None before its first use."""
+        value = self.get(key)
+        assert value is None or isinstance(value, Vector), f"state {key!r} is no Vector"
+        return value
+
+    def tensor(self, key: str) -> Tensor | None:
+        """Return a tensor, None before its first use."""
+        value = self.get(key)
+        assert value is None or isinstance(value, Tensor), f"state {key!r} is no Tensor"
+        return value
+
+    def number(self, key: str, default: float) -> float:
+        """Return a number, `default` before its first use."""
+        value = self.get(key, default)
+        assert isinstance(value, (int, float)), f"state {key!r} is no number"
+        return value
 
 
 @dataclass
 class Part:
-    """A dataclass whose fields are its hyper-parameters, and whose `state` is what it carries to
-    the next update.
+    """A dataclass whose fields are its hyper-parameters, and whose `state` outlives an update.
 
     Parts nest: a field may be a part or a tuple of parts, and describing, saving and loading follow
-    the nesting. `stateful` says whether the part itself keeps anything in `state`, `draws` whether
-    it looks at training examples beyond the update's.
+    the nesting. A field is checked whenever it is set, against its metadata: `low` and `high`
+    (bounds, allowed themselves), `whole` (a whole number), `choices`, `optional` (None is allowed).
+
+    Class attributes:
+        stateful: whether the part itself keeps anything in `state`.
     """
 
     stateful: ClassVar[bool] = False
-    draws: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        """Check every field against its metadata: `low`, `high` (bounds, allowed themselves) and
-        `choices`.
-        """
-        for f in fields(self):
-            check_value(type(self).__name__, f.name, getattr(self, f.name), f.metadata)
+        """Check what concerns several fields at once; subclasses extend it."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Set a field to a value that its metadata allow."""
+        known = type(self).__dataclass_fields__
+        if name in known:
+            check_value(type(self).__name__, name, value, known[name].metadata)
+        elif not name.startswith("_") and nearest(name, known):
+            kind = type(self).__name__
+            raise AttributeError(f"{kind} has no field {name!r}{nearest(name, known)}")
+        super().__setattr__(name, value)
 
     @property
-    def state(self) -> dict[str, StateValue]:
+    def state(self) -> State:
         """This part's own state; empty until its first use."""
-        return self.__dict__.setdefault("_state", {})
+        return self.__dict__.setdefault("_state", State())
 
     def children(self) -> Iterator[tuple[str, Part]]:
         """Yield the parts among the fields, with a name each."""

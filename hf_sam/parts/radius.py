@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..landscape import Landscape
-from ..vector import Scalar, Vector, add_up, inner, pieces
+from ..vector import Numbers, Scalar, Vector, add_up, inner, slices
 from .base import Part
 from .direction import Direction
 
@@ -95,9 +95,10 @@ SCHEDULES: dict[str, type[RhoSchedule]] = {
 }
 
 
-def to_length(v: Vector, rho: Rho, norm: Tensor, at: Landscape) -> Vector:
-    """Scale v in place by rho / norm, by zero where the norm is zero or not finite (noted as
-    skipped).
+def to_length_(v: Vector, rho: Rho, norm: Tensor, at: Landscape) -> Vector:
+    """Scale v in place by rho / norm.
+
+    A norm that is zero or not finite scales by zero, and is noted as skipped.
     """
     ok = torch.isfinite(norm) & (norm > 0)
     at.skip(~ok)
@@ -111,9 +112,9 @@ class radius(Direction):
 
     rho: Rho = field(default=0.05, metadata={"help": "radius, weight-space L2 norm", "low": 0.0})
 
-    def __call__(self, v: Vector, at: Landscape) -> Vector:
+    def apply_(self, v: Vector, at: Landscape) -> Vector:
         """Return v with length rho."""
-        return to_length(v, self.rho, v.norm(), at)
+        return to_length_(v, self.rho, v.norm(), at)
 
 
 @dataclass
@@ -133,7 +134,7 @@ class layer_radius(Direction):
         default="unit", metadata={"help": "same or relative length", "choices": ("unit", "trust")}
     )
 
-    def __call__(self, v: Vector, at: Landscape) -> Vector:
+    def apply_(self, v: Vector, at: Landscape) -> Vector:
         """Return v with a length per tensor."""
         norm = v.norm()
         at.skip(~(torch.isfinite(norm) & (norm > 0)))
@@ -156,23 +157,24 @@ class adaptive_radius(Direction):
     rho: Rho = field(default=0.5, metadata={"help": "radius, dimensionless", "low": 0.0})
     eta: float = field(default=0.01, metadata={"help": "added to |w|", "low": 0.0})
 
-    def __call__(self, v: Vector, at: Landscape) -> Vector:
+    def apply_(self, v: Vector, at: Landscape) -> Vector:
         """Return the scaled direction."""
-        weights, squares = at.weights(), list[Tensor | None]()
+        weights = at.weights()
+        squares: Numbers = []
         for i, entry in enumerate(v):
             scaled = weights[i] if at.names is None or "weight" in at.names[i] else None
             squares.append(None if entry is None else self._scale(entry, scaled))
-        norm = add_up(v.shards.sums(squares)).sqrt()
-        return to_length(v.changed(), self.rho, norm, at)
+        norm = add_up(v.placement.sums(squares)).sqrt()
+        return to_length_(v.changed(), self.rho, norm, at)
 
     def _scale(self, entry: Tensor, weight: Tensor | None) -> Tensor:
         """Multiply an entry by T^2 in place, where T = 1 without a weight; return |T entry|^2."""
         if weight is None:
             return inner(entry, entry)
         squares = []
-        for part, w in pieces(entry, weight):
+        for run, w in slices(entry, weight):
             t = w.abs().add_(self.eta)
-            part.mul_(t)
-            squares.append(inner(part, part))
-            part.mul_(t)
+            run.mul_(t)
+            squares.append(inner(run, run))
+            run.mul_(t)
         return torch.stack(squares).sum()

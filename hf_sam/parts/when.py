@@ -198,8 +198,7 @@ class adaptive(Schedule):
         square = float(at.peek().norm()) ** 2
         if not math.isfinite(square):
             return False
-        mu, variance = self.state.get("mu", square), self.state.get("variance", 0.0)
-        assert isinstance(mu, float) and isinstance(variance, float)
+        mu, variance = self.state.number("mu", square), self.state.number("variance", 0.0)
         mu = self.delta * mu + (1 - self.delta) * square
         variance = self.delta * variance + (1 - self.delta) * (square - mu) ** 2
         self.state.update(mu=mu, variance=variance)

@@ -64,7 +64,7 @@ class Surface:
     def loss(self) -> float:
         """Return the mean loss where the weights stand, computed without a graph."""
         with evaluating(self.model), torch.no_grad():
-            pairs = zip(self.at.batches, self.at.shares, strict=True)
+            pairs = zip(self.at.data.batches, self.at.data.shares, strict=True)
             return float(sum(share * self.loss_of(self.model, batch) for batch, share in pairs))
 
     def gradient(self) -> Vector:

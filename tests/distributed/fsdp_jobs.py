@@ -22,7 +22,7 @@ from transformers.distributed.configuration_utils import DistributedConfig
 
 from hf_sam import SAMTrainer, SAMTrainingArguments, Vector
 from hf_sam.engine.checkpoint import load_state, save_state
-from hf_sam.engine.sharding import Engine
+from hf_sam.landscape import Engine
 from tests.cases import CASES
 from tests.distributed.jobs import Found, method_settings
 from tests.toys import CHECKPOINTING, examples, llama

@@ -12,7 +12,7 @@ import torch
 from hf_sam import SAMArguments
 from hf_sam.arguments import build_method
 from hf_sam.engine.checkpoint import load_state
-from hf_sam.engine.sharding import Engine
+from hf_sam.landscape import Engine
 from tests.cases import CASES
 from tests.distributed.fsdp_jobs import (
     GROUPS,

@@ -12,7 +12,7 @@ import torch
 from transformers import Trainer, TrainingArguments
 
 from hf_sam import SAMArguments, SAMMixin, SAMTrainer
-from hf_sam.engine.host import check_averaged, check_host
+from hf_sam.host.checks import check_averaged, check_host
 from tests.toys import assert_equal, make_trainer, train, weights
 
 

@@ -22,9 +22,9 @@ from transformers import (
     set_seed,
 )
 
-from hf_sam.engine.per_example import per_example_losses
-from hf_sam.engine.slicing import take, weight
-from hf_sam.passes import Pass
+from hf_sam.host.losses import per_example_losses
+from hf_sam.host.passes import Pass
+from hf_sam.landscape.data import take, weight
 from tests.toys import examples, llama, make_trainer, resnet, t5
 
 B = 5

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import torch
 
-from hf_sam.engine.records import Records
-from hf_sam.engine.replay import Replay
+from hf_sam.host.records import Records
+from hf_sam.landscape.replay import Replay
 
 
 def noted() -> SimpleNamespace:

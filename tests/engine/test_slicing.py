@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import BatchEncoding
 
-from hf_sam.engine.slicing import (
+from hf_sam.landscape.data import (
     beginning,
     contiguous_groups,
     examples,

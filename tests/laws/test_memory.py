@@ -21,11 +21,12 @@ from torch.profiler import ProfilerActivity, profile, record_function
 from transformers import BertConfig, BertForSequenceClassification, Trainer
 
 from hf_sam import METHODS, SAM, Landscape, Method, Progress, Vector, vector
-from hf_sam.engine import perturbation
+from hf_sam.landscape import perturbation
 from hf_sam.methods import rsam
 from hf_sam.parts.direction import Direction, chain
-from hf_sam.parts.masks import Mask, dynamic_mask, largest
+from hf_sam.parts.masks import Mask, dynamic_mask
 from hf_sam.parts.radius import radius
+from hf_sam.parts.scores import largest
 from tests.cases import CASES, Case
 from tests.toys import examples, make_trainer
 

@@ -13,7 +13,7 @@ import torch
 
 from hf_sam import METHODS, Progress
 from hf_sam.engine.checkpoint import load_state, save_state
-from hf_sam.engine.sharding import Engine
+from hf_sam.landscape import Engine
 from tests.references import REFERENCES, Question
 from tests.toys import Bowl
 

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from hf_sam import Landscape, Progress, Vector
 from hf_sam.parts import chain, dynamic_mask, fisher_mask, radius
-from hf_sam.parts.masks import Mask, largest, live_count, n_of_m, whole_tensors
+from hf_sam.parts.masks import Mask
+from hf_sam.parts.scores import largest, live_count, n_of_m, whole_tensors
 from tests.toys import Bowl
 
 NAN, INF = float("nan"), float("inf")

@@ -3,9 +3,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
-from ..parts.combine import Combine, rescaled
+from ..landscape import Landscape
+from ..parts.combine import rescaled
+from ..vector import Vector
 from .sam import SAM
 
 
@@ -34,14 +36,17 @@ class StableSAM(SAM):
 
     Attributes:
         rho: radius, weight-space L2 norm, or a schedule for it.
-        combine: what to make of both gradients; default `rescaled()`.
     """
 
     paper = "Tan et al., JMLR 26, 2025, arXiv 2401.07250"
     use = "SGD at large learning rates, where SAM becomes unstable"
+    needs_here = True
 
-    combine: Combine = field(
-        default_factory=rescaled,
-        kw_only=True,
-        metadata={"help": "of both gradients", "python": True},
-    )
+    def update(self, at: Landscape) -> Vector:
+        """Return the gradient there at the length of the gradient here."""
+        here = at.ascent(self)
+        at_length_of_here = rescaled()(here)  # before eps consumes it
+        eps = self.perturbation(at.perturbable(here), at)
+        del here
+        with at.perturbed(eps):
+            return at_length_of_here(at.gradient())

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The loss of every example of a batch, from what a model with a standard head returns."""
+"""What a model's loss is: whether it counts items, and the loss of every single example."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -10,7 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from .slicing import IGNORED
+from ..landscape import Replay
+from ..landscape.data import IGNORED
 
 NUMBERS: dict[str | None, Callable[..., Tensor]] = {
     "regression": functional.mse_loss,
@@ -96,3 +98,24 @@ def _unknown(labels: Any, logits: Any) -> str:
         f"{shape(logits)}: give SAMTrainer(per_example_loss_func=f) with f(outputs, labels) -> "
         "losses of shape (B,), or use a method that needs none, such as sam"
     )
+
+
+def honours_num_items(
+    loss_of: Callable[[Tensor], Tensor], n: Tensor, replay: Replay
+) -> bool | None:
+    """Return whether the loss halves when the number of items doubles; None where it cannot be
+    told.
+
+    Args:
+        loss_of: the `()` loss of one and the same batch for a given number of items.
+        n: number of items, `()`.
+        replay: makes both evaluations see the same random numbers, and leave no trace.
+    """
+    losses = []
+    for items in (n, 2 * n):
+        with torch.no_grad(), replay.no_trace():
+            losses.append(float(loss_of(items)))
+    once, twice = losses
+    if not math.isfinite(once) or not math.isfinite(twice) or abs(once) < 1e-8:
+        return None
+    return abs(twice - once) > 1e-3 * abs(once)

@@ -1,17 +1,111 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Counting, weighing and choosing the examples of a batch of tensors."""
+"""`Data`: the micro-batches of an update, how they weigh, and how they are cut."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from .protocol import BatchOps
+
 IGNORED = -100
 """The label that Hugging Face losses leave out."""
+
+Cut = tuple[int, Tensor | slice | None]
+"""Number of a micro-batch, and which of its examples; None: all of it, uncut."""
+
+
+class TensorOps:
+    """How a Landscape counts, weighs and takes examples of tensors, and of collections of them."""
+
+    def size(self, batch: Any) -> int:
+        """Return the number of examples, B."""
+        return examples(batch)
+
+    def denominator(self, batch: Any) -> Any:
+        """Return what the batch's mean loss is a mean over: its labelled tokens, or examples."""
+        return denominator(batch)
+
+    def take(self, batch: Any, index: Tensor | slice | None) -> Any:
+        """Return the batch of the examples at some positions, of all of them for None."""
+        return batch if index is None else take(batch, index)
+
+
+@dataclass(frozen=True)
+class Data:
+    """Micro-batches, and the share that each one's mean loss has in the loss of all of them.
+
+    Attributes:
+        batches: the micro-batches, each whatever `ops` and the backward pass take.
+        shares: the weight of each micro-batch's mean loss.
+        ops: how examples are counted, weighed and taken.
+
+    Example:
+        >>> data = Data.by_examples([torch.zeros(6, 2), torch.zeros(2, 2)])
+        >>> data.shares
+        [0.75, 0.25]
+        >>> [group.share for group in data.groups(4)]
+        [0.25, 0.25, 0.25, 0.25]
+    """
+
+    batches: Sequence[Any]
+    shares: Sequence[Any]
+    ops: BatchOps
+
+    @classmethod
+    def by_examples(cls, batches: Sequence[Any], ops: BatchOps | None = None) -> Data:
+        """Return the data in which every example counts the same, with shares that sum to 1."""
+        ops = ops or TensorOps()
+        sizes = [ops.size(batch) for batch in batches]
+        return cls(batches, [size / max(sum(sizes), 1) for size in sizes], ops)
+
+    @property
+    def share(self) -> Any:
+        """The sum of all shares."""
+        return sum(self.shares)
+
+    def over(self, divisor: Any) -> Data:
+        """Return the same micro-batches with their shares divided by a number."""
+        return replace(self, shares=[ratio(share, divisor) for share in self.shares])
+
+    def select(self, positions: Sequence[Tensor]) -> Data:
+        """Return chosen examples, (K,) positions per micro-batch, scaled to the share of all."""
+        return self._rescaled(list(enumerate(positions)))
+
+    def beginnings(self, fraction: float) -> Data:
+        """Return the first examples of each micro-batch, scaled to the share of all."""
+        sizes = [self.ops.size(batch) for batch in self.batches]
+        return self._rescaled([(i, beginning(n, fraction)) for i, n in enumerate(sizes)])
+
+    def groups(self, count: int | None) -> list[Data]:
+        """Return contiguous groups of the examples, whose shares add up to the share of all.
+
+        Args:
+            count: how many; None makes a group of every micro-batch.
+        """
+        if count is None:
+            return [self._cut([(i, None)]) for i in range(len(self.batches))]
+        sizes = [self.ops.size(batch) for batch in self.batches]
+        return [self._cut(group) for group in contiguous_groups(sizes, count)]
+
+    def _cut(self, cuts: Sequence[Cut]) -> Data:
+        """Return some examples, each with the share that it has here."""
+        batches = [self.ops.take(self.batches[i], index) for i, index in cuts]
+        shares = [
+            self.shares[i] * ratio(self.ops.denominator(b), self.ops.denominator(self.batches[i]))
+            for (i, _), b in zip(cuts, batches, strict=True)
+        ]
+        return replace(self, batches=batches, shares=shares)
+
+    def _rescaled(self, cuts: Sequence[Cut]) -> Data:
+        cut = self._cut(cuts)
+        factor = ratio(self.share, cut.share)
+        return replace(cut, shares=[share * factor for share in cut.shares])
 
 
 def examples(batch: Any) -> int:
@@ -87,7 +181,7 @@ def _take(value: Any, index: Tensor | slice, size: int, name: str) -> Any:
     )
 
 
-def weight(batch: Any, shifted: bool = False) -> Tensor | int:
+def denominator(batch: Any, shifted: bool = False) -> Tensor | int:
     """Return what a batch's mean loss is a mean over: its labelled tokens, else its examples.
 
     Args:
@@ -127,7 +221,7 @@ def beginning(size: int, fraction: float) -> slice:
     return slice(0, max(math.ceil(fraction * size - 1e-9), 1))
 
 
-def contiguous_groups(sizes: list[int], groups: int) -> list[list[tuple[int, slice]]]:
+def contiguous_groups(sizes: list[int], groups: int) -> list[list[Cut]]:
     """Cut batches of these sizes, one after the other, into contiguous groups of as equal size as
     possible.
 
@@ -138,7 +232,7 @@ def contiguous_groups(sizes: list[int], groups: int) -> list[list[tuple[int, sli
     total = sum(sizes)
     groups = max(min(groups, total), 1)
     ends = [total * (g + 1) // groups for g in range(groups)]
-    cut: list[list[tuple[int, slice]]] = [[] for _ in ends]
+    cut: list[list[Cut]] = [[] for _ in ends]
     position = 0
     group = 0
     for i, size in enumerate(sizes):

@@ -58,12 +58,12 @@ class BilateralSAM(Perturbing):
 
     def update(self, at: Landscape) -> Vector:
         """Return above + here - |above| / |below| below."""
-        here = at.gradient(fraction=self.ascent_fraction)
-        with at.perturbed(radius(self.rho)(at.chosen(here).clone(), at)):
+        here = at.ascent(self)
+        with at.perturbed(radius(self.rho)(at.perturbable(here).clone(), at)):
             above = at.gradient()
         length = above.norm()
         both = above.add_(here)
-        down = radius(self.rho_min * at.progress.lr_ratio)(at.chosen(here).mul_(-1.0), at)
+        down = radius(self.rho_min * at.progress.lr_ratio)(at.perturbable(here).mul_(-1.0), at)
         del here
         with at.perturbed(down):
             below = at.gradient()

@@ -1,20 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which engines and optimizers SAM works with, and which are refused at start-up, and why."""
+"""Which ways of running a model SAM works with, and which are refused, and why."""
 
 from __future__ import annotations
 
-import inspect
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from accelerate import DistributedType
-from torch import distributed
-from transformers import TrainingArguments
 from transformers.training_args import ParallelMode
 
-Found = Callable[[Any], bool]
+Condition = Callable[[Any], bool]
 
 
 @dataclass(frozen=True)
@@ -31,18 +27,18 @@ class EngineRow:
     name: str
     methods: str
     why: str
-    found: Found | None = None
+    found: Condition | None = None
 
 
-def _distributed(kind: str) -> Found:
+def _distributed(kind: str) -> Condition:
     return lambda t: t.accelerator.distributed_type == getattr(DistributedType, kind)
 
 
-def _mode(*kinds: ParallelMode) -> Found:
+def _mode(*kinds: ParallelMode) -> Condition:
     return lambda t: t.args.parallel_mode in kinds
 
 
-def _parallelism(*names: str) -> Found:
+def _parallelism(*names: str) -> Condition:
     """Return whether accelerate's ParallelismConfig has one of these sizes above 1."""
 
     def found(trainer: Any) -> bool:
@@ -52,7 +48,7 @@ def _parallelism(*names: str) -> Found:
     return found
 
 
-def _loaded(*names: str) -> Found:
+def _loaded(*names: str) -> Condition:
     """Return whether `from_pretrained(distributed_config=...)` had one of these sizes above 1."""
 
     def found(trainer: Any) -> bool:
@@ -75,7 +71,7 @@ def is_fsdp2(trainer: Any) -> bool:
     return _loaded("fsdp", "dp_replicate")(trainer) or _plugin_version(trainer) == 2
 
 
-def _deepspeed(is_such: Callable[[Any], bool]) -> Found:
+def _deepspeed(is_such: Callable[[Any], bool]) -> Condition:
     """Return whether DeepSpeed runs the model, by a plugin of accelerate that is such."""
 
     def found(trainer: Any) -> bool:
@@ -117,7 +113,7 @@ def _static_graph(trainer: Any) -> bool:
     return trainer.accelerator.num_processes > 1 and getattr(handler, "static_graph", False)
 
 
-def _any(*ways: Found) -> Found:
+def _any(*ways: Condition) -> Condition:
     return lambda t: any(way(t) for way in ways)
 
 
@@ -231,89 +227,3 @@ ENGINES = (
         lambda t: (bool(t.args.fsdp) or _parallelism("dp_shard")(t)) and not is_fsdp2(t),
     ),
 )
-
-
-def check_processes(args: TrainingArguments) -> None:
-    """Refuse processes that would not train as they were started to.
-
-    To be called before Trainer gets the model, of which FSDP's launcher lets some processes load
-    the shapes only.
-
-    Raises:
-        ValueError: accelerate finds no device for them to train on together, or to shard over.
-    """
-    state = args.distributed_state
-    if state is None:
-        return
-    started = distributed.get_world_size() if distributed.is_initialized() else 1
-    if started > state.num_processes == 1:
-        raise ValueError(
-            f"use_cpu={args.use_cpu}: {started} processes were started, but there is no GPU for "
-            "them, so each would train a model of its own; to train on CPU together give "
-            "use_cpu=True (--use_cpu), or start one process"
-        )
-    asked = os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
-    if asked and state.distributed_type in (DistributedType.NO, DistributedType.MULTI_CPU):
-        raise ValueError(
-            "distributed_type=FSDP of accelerate's configuration needs a GPU for each process, and "
-            f"this one runs on {state.device.type}, where the weights would not be sharded; use "
-            "DistributedConfig(fsdp_size=n) at from_pretrained, or accelerate_configs/ddp_cpu.yaml"
-        )
-
-
-def check_engine(trainer: Any) -> None:
-    """Refuse an engine under which a method would be wrong.
-
-    Raises:
-        NotImplementedError: the engine's name, the reason, and what to use instead.
-        ValueError: each rank should perturb along a gradient of its own where there is none.
-    """
-    for row in ENGINES:
-        if row.found is not None and row.found(trainer):
-            raise NotImplementedError(f"hf_sam does not support {row.name}: {row.why}")
-    if getattr(trainer.args, "sam_ascent_sync", "auto") == "local" and is_fsdp2(trainer):
-        raise ValueError(
-            "sam_ascent_sync='local' is not possible under FSDP2: every backward averages over "
-            "ranks, so none has a gradient of its own; use 'auto' or 'global'"
-        )
-
-
-UPDATE_IN_BACKWARD = "it updates the weights inside backward, so there is no gradient to hand over"
-NEEDS_CLOSURE = (
-    "its step() evaluates the loss itself through a closure, which Trainer does not give"
-)
-ANOTHER_SAM = "it is a SAM of its own, which Trainer does not drive; give its base optimizer alone"
-
-
-def check_optimizer(optimizer: Any, args: Any) -> None:
-    """Refuse an optimizer that leaves no room for a second gradient.
-
-    Args:
-        optimizer: the optimizer, or None where only its name (`args.optim`) is known yet.
-        args: the training arguments.
-
-    Raises:
-        ValueError: the optimizer's name, the reason, and what to use instead.
-    """
-    while hasattr(optimizer, "optimizer"):
-        optimizer = optimizer.optimizer
-    name = str(getattr(args.optim, "value", args.optim)) if optimizer is None else ""
-    kind = type(optimizer).__name__
-    label = f"optim={name!r}" if optimizer is None else f"The optimizer {kind}"
-    known = f"{name} {kind}".lower()
-    reason = None
-    if "lomo" in known or "layerwise" in known:
-        reason = UPDATE_IN_BACKWARD
-    elif optimizer is not None and hasattr(optimizer, "first_step"):
-        reason = ANOTHER_SAM
-    elif optimizer is not None and _wants_closure(optimizer):
-        reason = NEEDS_CLOSURE
-    if reason:
-        raise ValueError(
-            f"{label} does not work with SAM: {reason}; use for example optim='adamw_torch'"
-        )
-
-
-def _wants_closure(optimizer: Any) -> bool:
-    step = inspect.signature(type(optimizer).step).parameters
-    return "closure" in step and step["closure"].default is inspect.Parameter.empty

@@ -3,15 +3,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
-from ..parts.direction import Direction, chain, minus_average
+from ..landscape import Landscape
+from ..parts.direction import MinusAverage
 from ..parts.radius import radius
+from ..vector import Vector
 from .sam import SAM
 
 
 @dataclass
-class FriendlySAM(SAM):
+class FriendlySAM(MinusAverage, SAM):
     """Friendly SAM. Li, Zhou, He, Cheng, Huang, CVPR 2024, arXiv 2403.12350.
 
     Update::
@@ -48,13 +50,6 @@ class FriendlySAM(SAM):
     memory = "2"
     use = "small batches and noisy gradients; where SAM helps, often a little more"
 
-    sigma: float = field(
-        default=1.0, metadata={"help": "share of the average taken off", "low": 0.0}
-    )
-    decay: float = field(
-        default=0.9, metadata={"help": "decay of the average", "low": 0.0, "high": 1.0}
-    )
-
-    def default_ascent(self) -> Direction:
+    def perturbation(self, here: Vector, at: Landscape) -> Vector:
         """Return the gradient minus its average, scaled to the radius."""
-        return chain(minus_average(self.sigma, self.decay), radius(self.rho))
+        return radius(self.rho)(self.noise_(here), at)

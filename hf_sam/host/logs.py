@@ -1,7 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Log values of the perturbed updates since the last log, kept on the device until somebody
-looks.
-"""
+"""Log values of the updates since the last log, kept on the device until somebody looks."""
 
 from __future__ import annotations
 
@@ -16,12 +14,16 @@ COSINE_EVERY = 10
 """Updates from one reading of the cosine to the next: it takes a walk over all weights."""
 
 
-class Readings:
-    """Sums of what the Landscapes read; `drain` turns them into `sam/` log values and starts
-    over. Non-finite values, of a skipped update, are left out of the means.
+class RunningMeans:
+    """Sums of what the Landscapes read, which `drain` turns into `sam/` log values.
+
+    Non-finite values, of a skipped update, are left out of the means.
     """
 
     def __init__(self) -> None:
+        self._start_over()
+
+    def _start_over(self) -> None:
         self._sums: dict[str, Tensor] = {}  # of the values, and how many there are: (2,)
         self._updates = 0
         self._perturbed = 0
@@ -63,5 +65,5 @@ class Readings:
             for name, (total, count) in zip(names, values.tolist(), strict=True):
                 mean = total / count if count else math.nan
                 logs[f"sam/{name}"] = total if name == "skipped" else mean
-        self.__init__()  # type: ignore[misc]
+        self._start_over()
         return logs

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..vector import CHUNK, Vector, inner, pieces
+from ..vector import CHUNK, Scalar, Vector, inner, slices
 
 BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 """Size of a number in bytes -> integers of that size."""
@@ -33,18 +33,49 @@ class Support:
     @classmethod
     def of(cls, mask: Tensor) -> Support:
         """Return the support with its counts, by one look at the device."""
-        pieces = mask.flatten().split(CHUNK)
-        return cls(mask, torch.stack([piece.count_nonzero() for piece in pieces]).tolist())
+        cut = mask.flatten().split(CHUNK)
+        return cls(mask, torch.stack([one.count_nonzero() for one in cut]).tolist())
 
-    def pieces(self, *tensors: Tensor) -> Iterator[tuple[Tensor, int, list[Tensor]]]:
+    def slices(self, *tensors: Tensor) -> Iterator[tuple[Tensor, int, list[Tensor]]]:
         """Yield (mask, its count, the tensors' elements), `CHUNK` elements at a time."""
         flat = [t.flatten().split(CHUNK) for t in (self.mask, *tensors)]
         for count, mask, *elements in zip(self.counts, *flat, strict=True):
             yield mask, count, elements
 
 
-class Piece(NamedTuple):
-    """Some elements of a parameter, with the perturbation and then the snapshot of them.
+class Masked(Vector):
+    """A vector whose entries are zero outside of supports, where the weights then need no snapshot.
+
+    Whatever may put something else there makes it an ordinary vector.
+
+    Attributes:
+        supports: per parameter, where the entry may differ from zero; None: everywhere.
+    """
+
+    __slots__ = ("supports",)
+
+    def __init__(self, vector: Vector, supports: Sequence[Support | None]) -> None:
+        super().__init__(vector, vector.placement)
+        self.supports: Sequence[Support | None] | None = supports
+
+    def add_(self, other: Vector, scale: Scalar = 1.0) -> Vector:
+        """Add in place as `Vector.add_` does."""
+        self.supports = None
+        return super().add_(other, scale)
+
+    def where_(self, ok: Tensor, other: Vector | None = None) -> Vector:
+        """Put another vector in place as `Vector.where_` does."""
+        self.supports = None
+        return super().where_(ok, other)
+
+    def changed(self) -> Vector:
+        """Forget the norm, and that the entries are zero outside of the supports."""
+        self.supports = None
+        return super().changed()
+
+
+class Slice(NamedTuple):
+    """A run of a parameter's elements, with the perturbation and then the snapshot of them.
 
     Attributes:
         param: the whole parameter.
@@ -85,7 +116,7 @@ class Perturbation:
         entries = zip(params, eps, supports or [None] * len(eps), strict=True)
         self._entering = [(p, e, s) for p, e, s in entries if e is not None]
         self._ok = ok
-        self._saved: list[Piece] = []
+        self._saved: list[Slice] = []
         self._saved_inside: list[tuple[Tensor, Support, list[Tensor]]] = []
         self._dots: dict[int, list[Tensor]] = {}
         self.along: Vector | None = None
@@ -120,8 +151,8 @@ class Perturbation:
     def _enter_whole(self, entering: list[tuple[Tensor, Tensor]]) -> None:
         scratch = torch.empty(0)
         kept = cache(lambda device, size: _all_bits(self._ok.to(device), size))
-        for run in _runs(piece for p, e in entering for piece in _pieces(p, e)):
-            weights, eps = [piece.now for piece in run], [piece.eps for piece in run]
+        for run in _runs(one for p, e in entering for one in _slices(p, e)):
+            weights, eps = [one.now for one in run], [one.eps for one in run]
             scratch = _at_least(sum(w.numel() for w in weights), weights[0], scratch)
             moved = _shaped(scratch, weights)
             for e, w, there in zip(eps, weights, moved, strict=True):
@@ -135,7 +166,7 @@ class Perturbation:
     def _enter_inside(self, param: Tensor, eps: Tensor, support: Support) -> None:
         ok, saved = self._ok.to(param.device), list[Tensor]()
         self._saved_inside.append((param, support, saved))
-        for mask, count, (w, e) in support.pieces(param, eps):
+        for mask, count, (w, e) in support.slices(param, eps):
             saved.append(_gather(w, mask, count))
             torch.where(mask & ok, (e + w).to(w.dtype), w, out=w)
 
@@ -159,12 +190,12 @@ class Perturbation:
         entries = {id(p): e for p, e in zip(self._params, along, strict=False) if e is not None}
         self._dots = {key: [] for key in entries}
         for run in _runs(self._saved):
-            for piece in run:
-                self._measure(entries, piece.param, piece.start, piece.now, piece.eps)
-            torch._foreach_copy_([piece.now for piece in run], [piece.eps for piece in run])
+            for one in run:
+                self._measure(entries, one.param, one.start, one.now, one.eps)
+            torch._foreach_copy_([one.now for one in run], [one.eps for one in run])
         for param, support, saved in self._saved_inside:
-            # Fewer were saved than there are pieces if entering failed on the way.
-            both = zip(saved, support.pieces(param), strict=False)
+            # Fewer were saved than there are ones if entering failed on the way.
+            both = zip(saved, support.slices(param), strict=False)
             for i, (values, (mask, _, (now,))) in enumerate(both):
                 before = now.masked_scatter(mask, values)
                 self._measure(entries, param, i * CHUNK, now, before)
@@ -212,28 +243,28 @@ def _shaped(scratch: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
     return [part.view(t.shape) for part, t in zip(flat, like, strict=True)]
 
 
-def _pieces(param: Tensor, eps: Tensor) -> Iterator[Piece]:
-    """Yield a parameter and its perturbation in pieces that stay in cache."""
+def _slices(param: Tensor, eps: Tensor) -> Iterator[Slice]:
+    """Yield a parameter and its perturbation in slices that stay in cache."""
     start = 0
-    for now, here in pieces(param, eps):
-        yield Piece(param, start, now, here)
+    for now, here in slices(param, eps):
+        yield Slice(param, start, now, here)
         start += now.numel()
 
 
-def _runs(pieces: Iterable[Piece]) -> Iterator[list[Piece]]:
-    """Yield runs of pieces of one device and dtype with at most `CHUNK` elements, a larger piece
+def _runs(slices: Iterable[Slice]) -> Iterator[list[Slice]]:
+    """Yield runs of slices of one device and dtype with at most `CHUNK` elements, a larger slice
     alone.
     """
-    run: list[Piece] = []
+    run: list[Slice] = []
     size = 0
-    for piece in pieces:
-        kind = (piece.now.device, piece.now.dtype)
+    for one in slices:
+        kind = (one.now.device, one.now.dtype)
         if run and (
-            kind != (run[0].now.device, run[0].now.dtype) or size + piece.now.numel() > CHUNK
+            kind != (run[0].now.device, run[0].now.dtype) or size + one.now.numel() > CHUNK
         ):
             yield run
             run, size = [], 0
-        run.append(piece)
-        size += piece.now.numel()
+        run.append(one)
+        size += one.now.numel()
     if run:
         yield run

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 from transformers import DataCollatorWithFlattening, Trainer
 
-from .slicing import examples, ratio, take, weight
+from ..landscape import Data
+from ..landscape.data import denominator, examples, ratio, take
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ class Window:
         return len(self.batches) == self.size
 
 
-class BatchSlicer:
+class TrainerOps:
     """Counts, weighs and cuts batches of a Trainer.
 
     An example may take several rows of a batch, equally many each, as pairs for preference
@@ -71,24 +72,26 @@ class BatchSlicer:
             return rows
         return rows // max(examples(self._cut(batch.inputs, slice(0, 1))), 1)
 
-    def weight(self, batch: Batch) -> Tensor | int:
+    def denominator(self, batch: Batch) -> Tensor | int:
         """Return the number of labelled tokens, or of examples."""
-        return weight(batch.inputs, self._shifted)
+        return denominator(batch.inputs, self._shifted)
 
     def take(self, batch: Batch, index: Tensor | slice | None) -> Batch:
         """Return the batch of the chosen examples, of all for None."""
         return Batch(batch.inputs if index is None else self._cut(batch.inputs, index), whole=False)
 
 
-def natural_shares(window: Window, slicer: BatchSlicer, world: int) -> list[Any]:
-    """Return the weight that Trainer gives to each micro-batch's mean loss.
+def data_of(window: Window, ops: TrainerOps, world: int) -> Data:
+    """Return the window's micro-batches with the share that Trainer gives to each one's mean loss.
 
-    With a count of items, its labelled tokens over all, times the world size that averaging over
-    ranks divides by.
+    With a count of items that is its labelled tokens over all of them, times the world size that
+    averaging over ranks divides by.
     """
     if window.num_items is None:
-        return [1 / window.size] * window.size
-    return [ratio(slicer.weight(batch), window.num_items) * world for batch in window.batches]
+        shares: list[Any] = [1 / window.size] * window.size
+    else:
+        shares = [ratio(ops.denominator(b), window.num_items) * world for b in window.batches]
+    return Data(window.batches, shares, ops)
 
 
 def check_cuttable(trainer: Trainer, method: str) -> None:

@@ -4,14 +4,15 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-Restore = Callable[[], None]
+from ..landscape import Restore
+
 HOLDERS = (dict, list, deque, set, tuple, Tensor, np.ndarray)
 
 

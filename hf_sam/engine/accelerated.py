@@ -1,142 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Who computes a gradient with whom, and who holds what of it: one process, or several that hold
-everything; `fsdp2.py` and `zero.py` are the others.
+"""One process or several that hold all parameters (DDP), as accelerate runs them.
+
+`fsdp2.py` and `zero.py` are the others.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from ..vector import WHOLE, Shards
+from ..landscape import Engine, Replay
 from .precision import LossScaling, RoundingWatch, scale_of
-from .replay import Replay
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
-
-
-@dataclass(frozen=True)
-class How:
-    """How the ranks share the gradient of one pass.
-
-    Attributes:
-        together: the backward itself averages it over ranks.
-        averaged: it is averaged afterwards.
-        shared: one way or the other it is the same on all ranks.
-    """
-
-    together: bool
-    averaged: bool
-    shared: bool
-
-
-class Engine:
-    """What a Landscape needs from the machinery around it, for one process that holds everything.
-
-    Attributes:
-        local_ascent: whether a gradient that only serves to perturb may stay this rank's own.
-        shards: how the parameters are spread over processes.
-    """
-
-    local_ascent: bool = False
-    shards: Shards = WHOLE
-
-    def __init__(self, replay: Replay | None = None) -> None:
-        self.replay = replay or Replay()
-
-    # -- gradients ------------------------------------------------------------------------------
-
-    def how(self, local_ok: bool, partial: bool, averaged: str) -> How:
-        """Return how the ranks share the gradient of a pass.
-
-        Args:
-            local_ok: it only serves to perturb.
-            partial: it is computed for some parameters only, which a backward that communicates
-                cannot do.
-            averaged: of a "pass" of its own; by a group "itself"; or by the group's "caller", which
-                is for descent gradients only.
-        """
-        if local_ok and self.local_ascent:
-            return How(together=False, averaged=False, shared=False)
-        if averaged == "caller" and not local_ok:
-            return How(together=False, averaged=False, shared=True)
-        apart = partial or averaged != "pass"
-        return How(together=not apart, averaged=apart, shared=True)
-
-    def no_sync(self, own: bool = False) -> AbstractContextManager[None]:
-        """Surround a pass whose gradient is not averaged over ranks (yet, or `own`: ever)."""
-        return nullcontext()
-
-    def passes(
-        self, params: Sequence[Tensor], chosen: Sequence[bool] | None = None
-    ) -> AbstractContextManager[None]:
-        """Surround the passes of a gradient, of which only the chosen parameters' may be needed."""
-        return nullcontext()
-
-    def take(self, params: Sequence[Tensor]) -> list[Tensor | None]:
-        """Take ownership of what this process holds of the gradients, unscaled; `.grad` is `None`
-        afterwards.
-        """
-        grads = [None if p.grad is None else self.local(p.grad) for p in params]
-        for p in params:
-            p.grad = None
-        return grads
-
-    def give(self, params: Sequence[Tensor], update: Sequence[Tensor | None]) -> Tensor | None:
-        """Hand the update to the optimizer; `update` is consumed.
-
-        Returns:
-            A `()` bool tensor, equal on all ranks, that says whether loss scaling will skip this
-            update; None without loss scaling.
-        """
-        for param, entry in zip(params, update, strict=True):
-            param.grad = None if entry is None else self.like(param, entry)
-        return None
-
-    def average_(self, tensors: Sequence[Tensor]) -> None:
-        """Replace each tensor by its mean over ranks, in place."""
-
-    def agreed(self, shares: list[Any]) -> list[Any]:
-        """Return the shares of groups of examples that ranks perturb together: means over ranks."""
-        return shares
-
-    def average_gradients_(
-        self, params: Sequence[Tensor], grads: list[Tensor | None]
-    ) -> list[Tensor | None]:
-        """Return the means over ranks, in the same storage; None where every rank has None."""
-        return grads
-
-    # -- weights --------------------------------------------------------------------------------
-
-    def held(self, params: Sequence[Tensor]) -> list[Tensor]:
-        """Return what this process holds of the weights, in their own storage."""
-        return [self.local(p.detach()) for p in params]
-
-    def local(self, tensor: Tensor) -> Tensor:
-        """Return what this process holds of a parameter or gradient, in its own storage."""
-        return tensor
-
-    def like(self, param: Tensor, held: Tensor) -> Tensor:
-        """Return what this process holds of a gradient as the optimizer expects the parameter's."""
-        return held
-
-    def part(self, param: Tensor, whole: Tensor) -> Tensor:
-        """Return of a tensor of the parameter's full shape the part that this process holds."""
-        return whole
-
-    def watch(self, held: Sequence[Tensor], eps: Sequence[Tensor | None]) -> None:
-        """Look at a perturbation that is about to be applied."""
-
-    def moving(self) -> AbstractContextManager[None]:
-        """Surround everything from before the weights move until after they have returned."""
-        return nullcontext()
 
 
 class AcceleratedEngine(Engine):
@@ -197,13 +79,13 @@ class AcceleratedEngine(Engine):
 
     @contextmanager
     def passes(
-        self, params: Sequence[Tensor], chosen: Sequence[bool] | None = None
+        self, params: Sequence[Tensor], only: Sequence[bool] | None = None
     ) -> Iterator[None]:
         """Surround the passes of a gradient; it is computed for the chosen parameters only."""
-        if chosen is None or self._whole_backward:
+        if only is None or self._whole_backward:
             yield
             return
-        subset = [p for p, yes in zip(params, chosen, strict=True) if yes and p.requires_grad]
+        subset = [p for p, yes in zip(params, only, strict=True) if yes and p.requires_grad]
         with self._backward_is(partial(self._accelerator.backward, inputs=subset)):
             yield
 
@@ -217,12 +99,12 @@ class AcceleratedEngine(Engine):
         finally:
             accelerator.backward = before
 
-    def take(self, params: Sequence[Tensor]) -> list[Tensor | None]:
+    def take_grads(self, params: Sequence[Tensor]) -> list[Tensor | None]:
         """Take ownership of the gradients, unscaled; `.grad` is `None` afterwards.
 
         Views of the buckets that DDP averages are copied: the next backward overwrites them.
         """
-        grads = super().take(params)
+        grads = super().take_grads(params)
         if self._views:
             grads = [None if g is None else g.clone() for g in grads]
         self._scaling.unscale_(grads)
@@ -267,10 +149,10 @@ class AcceleratedEngine(Engine):
     def average_gradients_(
         self, params: Sequence[Tensor], grads: list[Tensor | None]
     ) -> list[Tensor | None]:
-        """Return the means over ranks, in the same storage; None where every rank has None.
+        """Return the means over ranks, in the same storage.
 
-        The ranks first agree on which there are: data decides that, and no rank may wait for
-        another's all-reduce.
+        An entry is None where every rank has None. The ranks first agree on which there are: data
+        decides that, and no rank may wait for another's all-reduce.
         """
         if self.ranks == 1:
             return grads
@@ -285,5 +167,5 @@ class AcceleratedEngine(Engine):
         return whole
 
     def _zeros(self, param: Tensor) -> Tensor:
-        """Return a gradient of zeros, as `take` would give it."""
+        """Return a gradient of zeros, as `take_grads` would give it."""
         return torch.zeros_like(param, requires_grad=False)

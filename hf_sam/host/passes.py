@@ -1,0 +1,243 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Passes of a Trainer: its own `training_step` on a batch, a part of it, or a drawn example."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..landscape import Replay
+from .checks import forbid_forward, has_own_step
+from .losses import honours_num_items, per_example_losses
+from .window import Batch, TrainerOps, Window
+
+
+@dataclass
+class Pass:
+    """What `compute_loss` is told about the pass that it is called in.
+
+    Attributes:
+        losses: filled with the per-example losses (B,) where they are wanted.
+        begin: to be called before the model runs.
+    """
+
+    losses: list[Tensor] | None = None
+    begin: Callable[[], None] = lambda: None
+
+
+class PassRunner:
+    """Runs forward and backward as a Trainer does, and sees to the scale of the loss.
+
+    Args:
+        trainer: the Trainer.
+        training_step: that of the class behind SAMMixin.
+        per_example_loss_func: `f(outputs, labels)` returns losses of shape (B,), for a loss of the
+            user's own.
+
+    Attributes:
+        outside: trainable parameters that the optimizer does not know.
+        reentrant: whether activations are checkpointed in the mode that warns without a graph.
+        honours: whether the loss honours `num_items_in_batch`; None while it was not asked.
+    """
+
+    def __init__(
+        self,
+        trainer: Any,
+        training_step: Callable[..., Tensor],
+        per_example_loss_func: Callable[[Any, Tensor], Tensor] | None = None,
+    ) -> None:
+        self._trainer = trainer
+        self._training_step = training_step
+        self._per_example_loss_func = per_example_loss_func
+        self._pass: Pass | None = None
+        self.outside: list[nn.Parameter] = []
+        self.reentrant = False
+        self.honours: bool | None = None
+
+    # -- passes ---------------------------------------------------------------------------------
+
+    def backward(
+        self, model: nn.Module, window: Window, batch: Batch, share: Any, with_losses: bool = False
+    ) -> Any:
+        """Run the class's own `training_step`; see `hf_sam.landscape.Backward`.
+
+        For a whole micro-batch it does all scaling itself.
+        """
+        for param in self.outside:
+            param.grad = None
+        if batch.drawn:
+            return self._backward_drawn(model, batch)
+        self._pass = Pass([] if with_losses else None)
+        inputs, num_items = copy.copy(batch.inputs), window.num_items
+        try:
+            if batch.whole:
+                loss = self._step(model, inputs, num_items)
+            else:
+                with self._scaled(share):
+                    loss = self._step(model, inputs, self._items_of(batch, num_items))
+                loss = (loss * share).to(loss)
+            return (loss, self._losses_found()) if with_losses else loss
+        finally:
+            self._pass = None
+
+    def _step(self, model: nn.Module, inputs: Any, num_items: Any) -> Tensor:
+        """Run the class's own `training_step`, in which only `compute_loss` may run the model."""
+        trainer = self._trainer
+        with forbid_forward(trainer) if has_own_step(trainer) else nullcontext() as guard:
+            if guard is not None and self._pass is not None:
+                self._pass.begin = guard.remove
+            return self._training_step(model, inputs, num_items)
+
+    @contextmanager
+    def _scaled(self, share: Any) -> Iterator[None]:
+        """Surround the `training_step` of a part: it counts as a whole update, times `share`."""
+        trainer = self._trainer
+        accelerator, steps = trainer.accelerator, trainer.current_gradient_accumulation_steps
+        backward = accelerator.backward
+
+        def scaled(loss: Tensor, **more: Any) -> None:
+            backward((loss * share).to(loss), **more)
+
+        trainer.current_gradient_accumulation_steps, accelerator.backward = 1, scaled
+        try:
+            yield
+        finally:
+            trainer.current_gradient_accumulation_steps = steps
+            accelerator.backward = backward
+
+    def _losses_found(self) -> Tensor:
+        """Return what the pass recorded."""
+        if self._pass is None or not self._pass.losses:
+            raise ValueError(
+                f"{type(self._trainer).__name__}.compute_loss does not call super().compute_loss, "
+                "so the losses of single examples are unknown: call it, or use a method that needs "
+                "none, such as sam='sam'"
+            )
+        return self._pass.losses[0]
+
+    def _items_of(self, batch: Batch, num_items: Any) -> Any:
+        """Return the count for which Trainer computes a part's own mean."""
+        if num_items is None:
+            return None
+        count = self.ops.denominator(batch) * self.ranks_counted
+        return torch.as_tensor(count, device=self._trainer.args.device).clamp(min=1)
+
+    @property
+    def ops(self) -> TrainerOps:
+        """How batches are counted and cut."""
+        trainer = self._trainer
+        return TrainerOps(trainer._loss_shifts_labels, getattr(trainer, "take", None))
+
+    @property
+    def ranks_counted(self) -> int:
+        """By what Trainer multiplies a loss whose items it has counted on all ranks."""
+        trainer = self._trainer
+        counted = trainer.args.average_tokens_across_devices
+        return trainer.accelerator.num_processes if counted else 1
+
+    def _backward_drawn(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Run a drawn example without dropout, and with the running statistics."""
+        model.eval()
+        try:
+            with self._trainer.compute_loss_context_manager():
+                loss: Any = self._trainer.compute_loss(model, copy.copy(batch.inputs))
+            self._trainer.accelerator.backward(loss)
+        finally:
+            model.train()
+        return loss.detach()
+
+    def per_example(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Return the losses (B,) where the weights stand, in training mode, without a graph."""
+        trainer = self._trainer
+        self._pass = Pass(losses=[])
+        try:
+            with self._without_graph(), trainer.compute_loss_context_manager():
+                trainer.compute_loss(model, trainer._prepare_inputs(copy.copy(batch.inputs)))
+            return self._losses_found()
+        finally:
+            self._pass = None
+
+    @contextmanager
+    def _without_graph(self) -> Iterator[None]:
+        """Surround a forward without a graph, which reentrant checkpointing would warn about."""
+        with torch.no_grad():
+            if not self.reentrant:
+                yield
+                return
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", "None of the inputs have requires_grad")
+                yield
+
+    # -- the loss -------------------------------------------------------------------------------
+
+    def ask_loss(self, batch: Any, num_items: Any, replay: Replay) -> bool | None:
+        """Find out whether the loss honours `num_items_in_batch`, equally on all processes."""
+        trainer = self._trainer
+        device = trainer.args.device
+
+        def loss_of(items: Tensor) -> Tensor:
+            inputs = trainer._prepare_inputs(copy.copy(batch))
+            with self._without_graph(), trainer.compute_loss_context_manager():
+                loss = trainer.compute_loss(trainer.model, inputs, num_items_in_batch=items)
+            return loss
+
+        answer = honours_num_items(loss_of, torch.as_tensor(num_items, device=device), replay)
+        if trainer.accelerator.num_processes > 1:
+            said = torch.tensor([2 if answer is None else int(answer)], device=device)
+            torch.distributed.broadcast(said, 0)
+            answer = None if said.item() == 2 else bool(said.item())
+        self.honours = answer
+        return answer
+
+    def compute_loss(
+        self,
+        behind: Callable[..., Any],
+        model: nn.Module,
+        inputs: Any,
+        return_outputs: bool,
+        **kwargs: Any,
+    ) -> Any:
+        """Compute the loss as the class behind, with the per-example losses that a pass wants."""
+        now = self._pass or Pass()
+        now.begin()
+        labels = inputs.get("labels") if now.losses is not None else None
+        with_outputs = return_outputs or now.losses is not None
+        result = behind(model, inputs, return_outputs=with_outputs, **kwargs)
+        loss, outputs = result if with_outputs else (result, None)
+        if now.losses is not None:
+            now.losses.append(self._per_example(outputs, labels))
+        if self.honours is False and self._own_loss_alone() and model.training:
+            # Trainer believes that the loss does this itself.
+            loss = loss / self._trainer.current_gradient_accumulation_steps
+        return (loss, outputs) if return_outputs else loss
+
+    def _own_loss_alone(self) -> bool:
+        """Whether Trainer leaves the scale of a loss of the user's own to it, unasked."""
+        asked = getattr(self._trainer, "loss_is_scaled_for_ga", None) is not None
+        return self._trainer.compute_loss_func is not None and not asked
+
+    def _per_example(self, outputs: Any, labels: Any) -> Tensor:
+        trainer = self._trainer
+        if self._per_example_loss_func is None:
+            smoother = trainer.label_smoother
+            return per_example_losses(
+                outputs,
+                labels,
+                getattr(trainer.model, "config", None),
+                shifted=trainer._loss_shifts_labels,
+                smoothing=smoother.epsilon if smoother is not None else 0.0,
+            )
+        losses = self._per_example_loss_func(outputs, labels)
+        if isinstance(losses, Tensor) and losses.ndim == 1:
+            return losses.detach()
+        found = tuple(losses.shape) if isinstance(losses, Tensor) else type(losses).__name__
+        raise ValueError(
+            f"per_example_loss_func returned {found}; it must return losses of shape (B,)"
+        )

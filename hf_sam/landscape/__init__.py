@@ -1,0 +1,26 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The loss of one update's data as a function of the weights, without a Trainer."""
+
+from .data import Data
+from .landscape import Landscape
+from .perturbation import Masked, Support
+from .protocol import Averaging, Backward, BatchOps, Engine
+from .replay import RandomStates, Replay, Restore, Store
+from .update import Progress, Update
+
+__all__ = [
+    "Averaging",
+    "Backward",
+    "BatchOps",
+    "Data",
+    "Engine",
+    "Landscape",
+    "Masked",
+    "Progress",
+    "RandomStates",
+    "Replay",
+    "Restore",
+    "Store",
+    "Support",
+    "Update",
+]

@@ -1,0 +1,365 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`Landscape`: the loss of one update's data as a function of the weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from ..vector import Selection, Vector
+from .data import Data
+from .passes import average_, on_present, run_pass
+from .perturbation import Masked, Perturbation
+from .protocol import Averaging, Backward, Engine
+from .readings import Standing
+from .update import Progress, Update
+
+
+class Ascending(Protocol):
+    """What `Landscape.ascent` wants to know of a method.
+
+    Attributes:
+        local_ascent: whether its ascent gradient may stay each process's own.
+        needs_here: whether it uses the ascent gradient for more than the perturbation.
+        ascent_fraction: share of the examples that the ascent gradient looks at.
+    """
+
+    @property
+    def local_ascent(self) -> bool: ...  # noqa: D102
+
+    @property
+    def needs_here(self) -> bool: ...  # noqa: D102
+
+    ascent_fraction: float
+
+
+class Landscape:
+    """The loss of one update's data as a function of the weights, asked where the weights stand.
+
+    `gradient()` is one pass: forward and backward over all micro-batches. `with at.perturbed(eps):`
+    moves the weights, and the same question is then answered at `w + eps`; leaving the block
+    restores them bit for bit. Every pass after the first replays its random numbers, and leaves
+    random generators and whatever else the engine replays as they were.
+
+    Args:
+        params: the P trainable parameters.
+        batches: the micro-batches of the update, each whatever `backward` takes.
+        backward: see `Backward`.
+        progress: where in the run this update stands.
+        seed: with the step, decides every random choice of the update, equally on all processes.
+        names: the parameters' names.
+        per_example: returns a batch's losses of shape (B,) without a graph; only for the perturbed
+            point of methods that select examples.
+        sample: draws n training examples, one batch each, for methods that look at data beyond the
+            update's.
+        where: which parameters may be perturbed; by default all.
+        on_phase: told "ascent", "perturb", "descent", "restore" as each begins.
+
+    Example:
+        >>> w = torch.nn.Parameter(torch.tensor([1.0, 1.0]))
+        >>> def backward(batch, share=1.0):
+        ...     loss = share * (batch * w * w).sum() / 2
+        ...     loss.backward()
+        ...     return loss.detach()
+        >>> at = Landscape([w], [torch.tensor([1.0, 5.0])], backward)
+        >>> at.gradient()[0]
+        tensor([1., 5.])
+        >>> with at.perturbed(Vector([torch.tensor([0.0, 1.0])])):
+        ...     print(at.gradient()[0])
+        tensor([ 1., 10.])
+    """
+
+    def __init__(
+        self,
+        params: Sequence[Tensor],
+        batches: Sequence[Any],
+        backward: Backward,
+        *,
+        progress: Progress | None = None,
+        seed: int = 0,
+        names: Sequence[str] | None = None,
+        per_example: Callable[[Any], Tensor] | None = None,
+        sample: Callable[[int, torch.Generator], list[Any]] | None = None,
+        where: Sequence[bool] | None = None,
+        on_phase: Callable[[str], None] | None = None,
+    ) -> None:
+        params = list(params)
+        update = Update(
+            params=params,
+            backward=backward,
+            perturbable=Selection([True] * len(params) if where is None else where),
+            progress=progress or Progress(),
+            seed=seed,
+            names=names,
+            per_example=per_example,
+            sample=sample,
+            engine=Engine.beside(params),
+            on_phase=on_phase,
+        )
+        self._over(update, Data.by_examples(list(batches)))
+
+    @classmethod
+    def of(cls, update: Update, data: Data) -> Landscape:
+        """Return the loss of some data in an update whose machinery is given."""
+        self = cls.__new__(cls)
+        self._over(update, data)
+        return self
+
+    def _over(self, update: Update, data: Data) -> None:
+        assert len(data.batches), "a Landscape needs at least one batch"
+        self.update, self.data = update, data
+        self._peeked: Vector | None = None
+        self._losses: list[Tensor] = []
+
+    # -- asking ---------------------------------------------------------------------------------
+
+    def gradient(self, *, with_losses: bool = False) -> Vector:
+        """Return the gradient where the weights stand now: one pass over all micro-batches.
+
+        A parameter that had no gradient in the update's first whole pass has none (`None`) in any
+        later one.
+
+        Args:
+            with_losses: leave the per-example losses, a tensor (B,) per micro-batch, in `losses`.
+        """
+        return self._pass(self.data, with_losses=with_losses)
+
+    def ascent(
+        self, method: Ascending, *, only: Sequence[bool] | None = None, with_losses: bool = False
+    ) -> Vector:
+        """Return the gradient that a method perturbs along, of the parameters it may perturb.
+
+        It looks at the share of the examples that the method asks for. If the method uses it for
+        nothing but the perturbation (`needs_here` is false), no other gradient is computed, and
+        each process may keep its own. If the method needs more, the result has the entries of all
+        parameters, and `perturbable(here)` are those to perturb along.
+
+        Args:
+            method: the method that asks.
+            only: a narrower choice of parameters to perturb.
+            with_losses: as in `gradient`.
+        """
+        fraction, may = method.ascent_fraction, self.update.perturbable
+        chosen = may if only is None else Selection(map(all, zip(may, only, strict=True)))
+        here = self._pass(
+            self.data if fraction == 1.0 else self.data.beginnings(fraction),
+            only=None if method.needs_here or chosen.everything else chosen,
+            to_perturb=method.local_ascent,
+            with_losses=with_losses,
+        )
+        along = here.on(chosen)
+        self.readings.setdefault("ascent_grad_norm", along.norm())
+        return here if method.needs_here else along
+
+    def perturbable(self, here: Vector) -> Vector:
+        """Return the gradient (same storage) of the parameters that may be perturbed."""
+        return here.on(self.update.perturbable)
+
+    def losses_here(self) -> list[Tensor]:
+        """Return the per-example losses where the weights stand: (B,) per micro-batch.
+
+        This is a forward without a graph.
+        """
+        if self.update.per_example is None:
+            raise ValueError(
+                "this Landscape was built without `per_example`: pass a function batch -> losses "
+                "of shape (B,)"
+            )
+        self._announce_pass()
+        with self.update.replay():
+            return [self.update.per_example(batch) for batch in self.data.batches]
+
+    def peek(self) -> Vector:
+        """Return the gradient at w for a look: the next pass at w hands over the same vector."""
+        if self._peeked is None:
+            self._peeked = self.gradient()
+        return self._peeked
+
+    def _pass(
+        self,
+        data: Data,
+        *,
+        only: Selection | None = None,
+        to_perturb: bool = False,
+        with_losses: bool = False,
+    ) -> Vector:
+        """Run one pass, or hand over the gradient that `peek` has looked at."""
+        if self._peeked is not None and not self.update.readings.standing:
+            here, self._peeked = self._peeked, None
+            return here
+        self._announce_pass()
+        self._losses = []
+        return run_pass(
+            self.update,
+            data,
+            whole=data is self.data,
+            only=only,
+            to_perturb=to_perturb,
+            losses=self._losses if with_losses else None,
+        )
+
+    def _announce_pass(self) -> None:
+        self.update.announce("descent" if self.update.readings.standing else "ascent")
+
+    def finish(self, update: Vector) -> Vector:
+        """Return the update with `None` where the first pass had no gradient."""
+        return on_present(self.update, update)
+
+    # -- what was found -------------------------------------------------------------------------
+
+    @property
+    def loss(self) -> Tensor | None:
+        """The clean loss, `()`: that of the first pass. None before it."""
+        return self.update.readings.loss
+
+    @property
+    def losses(self) -> list[Tensor]:
+        """The per-example losses of the last pass, (B,) per micro-batch, where they were wanted."""
+        return self._losses
+
+    @property
+    def readings(self) -> dict[str, Tensor]:
+        """`()` tensors for the log, by name."""
+        return self.update.readings.values
+
+    def mean_loss(self) -> Tensor:
+        """Return the loss of the first pass, averaged over processes, as a `()` tensor."""
+        assert self.loss is not None, "the loss is known after the first pass"
+        loss = self.loss.clone()
+        self.update.engine.average_([loss])
+        return loss
+
+    def skip(self, skipped: Tensor) -> None:
+        """Note (a `()` bool tensor) that a direction had no length to perturb along."""
+        self.update.readings.skip(skipped)
+
+    # -- the update's context -------------------------------------------------------------------
+
+    @property
+    def params(self) -> Sequence[Tensor]:
+        """The P trainable parameters."""
+        return self.update.params
+
+    @property
+    def names(self) -> Sequence[str] | None:
+        """The parameters' names, where they are known."""
+        return self.update.names
+
+    @property
+    def progress(self) -> Progress:
+        """Where in the run this update stands."""
+        return self.update.progress
+
+    @property
+    def seed(self) -> int:
+        """The run's seed."""
+        return self.update.seed
+
+    @property
+    def generator(self) -> torch.Generator:
+        """A CPU generator of this update's own, a function of (seed, step), equal everywhere."""
+        return self.update.generator
+
+    @property
+    def where(self) -> Selection:
+        """The parameters that may be perturbed."""
+        return self.update.perturbable
+
+    def weights(self) -> Vector:
+        """Return the weights as they stand now, without copying: read only."""
+        engine = self.update.engine
+        return Vector(engine.held(self.params), engine.placement)
+
+    def rows(self, i: int, whole: Tensor) -> Tensor:
+        """Return the rows that this process holds of a tensor of parameter i's full shape."""
+        return self.update.engine.rows(self.params[i], whole)
+
+    # -- other data -----------------------------------------------------------------------------
+
+    def select(self, positions: Sequence[Tensor]) -> Landscape:
+        """Return the loss of chosen examples, for a later pass of this update.
+
+        Args:
+            positions: of the chosen examples, (K,) per micro-batch.
+        """
+        return Landscape.of(self.update, self.data.select(positions))
+
+    def groups(
+        self, count: int | None, *, descent_only: bool = False
+    ) -> Iterator[tuple[Any, Landscape]]:
+        """Yield (share, Landscape) of contiguous groups of the examples.
+
+        Each is an update's loss in its own right, with its first pass and its own replay.
+        Afterwards the readings here are the means of theirs.
+
+        Args:
+            count: how many groups; None makes a group of every micro-batch.
+            descent_only: only the last gradient of a group matters, and the caller averages the sum
+                over processes by `average_`; otherwise each pass of a group is averaged by itself.
+        """
+        groups = self.data.groups(count)
+        shares = self.update.engine.agreed([group.share for group in groups])
+        who = Averaging.BY_CALLER if descent_only else Averaging.AFTER_PASS
+        done = []
+        for share, group in zip(shares, groups, strict=True):
+            at = Landscape.of(self.update.for_group(who), group.over(share))
+            done.append((share, at.update.readings))
+            yield share, at
+        self.update.readings.take_over(done)
+
+    def average_(self, vector: Vector) -> Vector:
+        """Return the mean of a vector over processes, in its storage, which is consumed."""
+        return average_(self.update, vector)
+
+    def sample(self, n: int) -> list[Any]:
+        """Draw n training examples as a list of batches, by this update's generator."""
+        if self.update.sample is None:
+            raise ValueError(
+                "this Landscape was built without `sample`: pass a function (n, generator) -> "
+                "batches"
+            )
+        return self.update.sample(n, self.generator)
+
+    def example_gradients(self, n: int) -> Iterator[Vector]:
+        """Yield the gradients of n drawn training examples at w, one by one, leaving no trace.
+
+        Each process yields those of its share of the examples.
+        """
+        engine = self.update.engine
+        with engine.replay.no_trace():
+            for batch in self.sample(n):
+                with engine.passes(self.params), engine.no_sync(own=True):
+                    self.update.backward(batch, 1.0)
+                yield Vector(engine.take_grads(self.params), engine.placement)
+
+    # -- perturbing -----------------------------------------------------------------------------
+
+    @contextmanager
+    def perturbed(self, eps: Vector) -> Iterator[None]:
+        """Let `w + eps` stand in the parameters inside the block, and exactly `w` after it.
+
+        The storage of `eps` is consumed: it becomes the snapshot. A zero or non-finite `eps` is not
+        applied; the block runs all the same, so that nothing depends on a value that only the
+        device knows.
+        """
+        update = self.update
+        update.announce("perturb")
+        size = eps.norm()
+        ok = torch.isfinite(size) & (size > 0)
+        held = update.engine.held(update.params)
+        update.engine.watch(held, eps)
+        supports = eps.supports if isinstance(eps, Masked) else None
+        perturbation = Perturbation(held, eps.hand_over(), ok, supports)
+        standing = update.readings.standing
+        with update.engine.moving(), perturbation:
+            standing.append(Standing(perturbation, torch.where(ok, size, torch.zeros_like(size))))
+            try:
+                yield
+            finally:
+                standing.pop()
+                update.announce("restore")
+        update.readings.of_return(perturbation, update.engine.placement)

@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One pass: forward and backward over the micro-batches of some data, averaged over processes."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+
+from torch import Tensor
+
+from ..vector import Selection, Vector
+from .data import Data
+from .protocol import Averaging
+from .update import Update
+
+
+def run_pass(
+    update: Update,
+    data: Data,
+    *,
+    whole: bool = True,
+    only: Selection | None = None,
+    to_perturb: bool = False,
+    losses: list[Tensor] | None = None,
+) -> Vector:
+    """Return the gradient of the data's loss where the weights stand now, and read its loss.
+
+    Args:
+        update: the update that the pass belongs to.
+        data: what it looks at.
+        whole: whether that is all of the update's data.
+        only: compute the gradient of these parameters alone, and save the work of the others.
+        to_perturb: the gradient only serves to perturb, so it may stay this process's own.
+        losses: where to put the per-example losses, (B,) per micro-batch, if they are wanted.
+    """
+    engine, readings = update.engine, update.readings
+    who = engine.averaging(update.averaging, to_perturb=to_perturb, partial=only is not None)
+    for param in update.params:
+        param.grad = None  # what an earlier update left there is no part of this gradient
+    with update.replay(), engine.passes(update.params, only):
+        loss = _backward(update, data, who, losses)
+        gradient = Vector(engine.take_grads(update.params), engine.placement)
+    # Some engines compute all gradients whatever is asked for.
+    gradient = gradient if only is None else gradient.on(only)
+    if who is Averaging.AFTER_PASS:
+        gradient = average_(update, gradient)
+    if readings.present is None and only is None and whole and who is not Averaging.NEVER:
+        readings.present = gradient.selection
+    gradient = on_present(update, gradient)
+    readings.of_pass(loss, gradient, whole=whole, cosine=update.cosine)
+    return gradient
+
+
+def _backward(update: Update, data: Data, who: Averaging, losses: list[Tensor] | None) -> Tensor:
+    """Run forward and backward over all micro-batches; return the `()` loss."""
+    total = None
+    flag = {} if losses is None else {"with_losses": True}
+    together = who is Averaging.IN_BACKWARD
+    for i, (batch, share) in enumerate(zip(data.batches, data.shares, strict=True)):
+        # Processes talk in the last backward only: by then each has added up its own gradients.
+        talk = together and i == len(data.batches) - 1
+        with nullcontext() if talk else update.engine.no_sync(own=not together):
+            loss = update.backward(batch, share, **flag)
+        if losses is not None:
+            loss, found = loss
+            losses.append(found)
+        total = loss if total is None else total + loss
+    assert total is not None, "data without a batch have no loss"
+    return total
+
+
+def on_present(update: Update, vector: Vector) -> Vector:
+    """Return the vector with `None` where the update's first whole pass had no gradient."""
+    present = update.readings.present
+    return vector if present is None else vector.on(present)
+
+
+def average_(update: Update, vector: Vector) -> Vector:
+    """Return the mean of a vector over processes, in its storage, which is consumed.
+
+    An entry that is missing on some of the processes counts as zero there.
+    """
+    means = update.engine.average_gradients_(update.params, vector.hand_over())
+    return Vector(means, update.engine.placement)

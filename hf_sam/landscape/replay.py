@@ -1,0 +1,106 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The same random numbers, and the same of all else that moves, in every pass of an update."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+
+Restore = Callable[[], None]
+
+
+class Store(Protocol):
+    """Something that a pass moves: random generators, buffers of a model, records of a trainer."""
+
+    def remember(self) -> Restore:
+        """Return a function that makes it what it is now, as often as it is called."""
+        ...
+
+
+class RandomStates:
+    """The states of Python's, numpy's and torch's generators.
+
+    Args:
+        devices: whose generators belong to it, beside the CPU's.
+    """
+
+    def __init__(self, devices: Iterable[torch.device] = ()) -> None:
+        self._devices = [device for device in devices if device.type not in ("cpu", "meta")]
+
+    def remember(self) -> Restore:
+        """Return a function that sets every generator to its state of now."""
+        states: list[tuple[Callable[[Any], object], Any]] = [
+            (random.setstate, random.getstate()),
+            (np.random.set_state, np.random.get_state()),
+            (torch.set_rng_state, torch.get_rng_state()),
+        ]
+        for device in self._devices:
+            module = torch.get_device_module(device)
+            # MPS is one device, whose functions take no device argument.
+            which = () if device.type == "mps" else (device,)
+            states.append((partial(_set, module, which), module.get_rng_state(*which)))
+
+        def restore() -> None:
+            for setter, value in states:
+                setter(value)
+
+        return restore
+
+
+def _set(module: Any, which: tuple[torch.device, ...], value: Any) -> None:
+    module.set_rng_state(value, *which)
+
+
+class Replay:
+    """Makes later passes of an update see what the first saw, and leave no trace of their own.
+
+    `with replay():` surrounds each pass. What the stores hold before the first pass is remembered;
+    a later pass starts over from there, and afterwards they hold what they held before it. So an
+    update ends as if only its first pass had happened.
+
+    Args:
+        stores: what a pass moves; by default the generators of Python, numpy and torch's CPU.
+    """
+
+    def __init__(self, stores: Sequence[Store] | None = None) -> None:
+        self._stores = [RandomStates()] if stores is None else list(stores)
+        self._start: Restore | None = None
+
+    def fresh(self) -> Replay:
+        """Return a replay of the same stores for the passes of another update."""
+        return Replay(self._stores)
+
+    @contextmanager
+    def __call__(self) -> Iterator[None]:
+        """Surround a pass: the first one is remembered, each later one repeats it."""
+        if self._start is None:
+            self._start = self._remember()
+            yield
+        else:
+            with self.no_trace():
+                self._start()
+                yield
+
+    @contextmanager
+    def no_trace(self) -> Iterator[None]:
+        """Surround what must leave all stores as they are."""
+        restore = self._remember()
+        try:
+            yield
+        finally:
+            restore()
+
+    def _remember(self) -> Restore:
+        restores = [store.remember() for store in self._stores]
+
+        def restore() -> None:
+            for one in restores:
+                one()
+
+        return restore

@@ -1,0 +1,106 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`Update`: what stays the same during one update, and `Progress`: where in the run it stands."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..vector import Selection
+from .protocol import Averaging, Backward, Engine
+from .readings import Readings
+from .replay import Replay
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where in the run an update stands: what schedules see.
+
+    Attributes:
+        step: updates done before this one.
+        total: updates of the whole run.
+        warmup: updates of the learning rate's warm-up.
+        per_epoch: updates in one epoch, where known.
+        lr_ratio: the learning rate over its maximum, 0 to 1.
+
+    Example:
+        >>> Progress(step=25, total=100).fraction
+        0.25
+    """
+
+    step: int = 0
+    total: int = 1
+    warmup: int = 0
+    per_epoch: int | None = None
+    lr_ratio: float = 1.0
+
+    @property
+    def fraction(self) -> float:
+        """Share of the run that is done, 0 to 1."""
+        return self.step / max(self.total, 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Update:
+    """What the passes of one update have in common, whichever data they look at.
+
+    Attributes:
+        params: the P trainable parameters.
+        backward: forward and backward of one batch; see `Backward`.
+        perturbable: the parameters that may be perturbed.
+        progress: where in the run this update stands.
+        seed: with the step, decides every random choice of the update, equally on all processes.
+        names: the parameters' names.
+        per_example: returns a batch's losses of shape (B,) without a graph; only for the perturbed
+            point of methods that select examples.
+        sample: draws n training examples, one batch each, for methods that look at data beyond the
+            update's.
+        engine: processes, precision, and what later passes repeat.
+        cosine: whether to read `grad_cosine`, which takes a walk over all weights.
+        on_phase: told "ascent", "perturb", "descent", "restore" as each begins.
+        averaging: who averages the gradient of a pass over processes.
+        readings: what the passes have found so far.
+    """
+
+    params: Sequence[Tensor]
+    backward: Backward
+    perturbable: Selection
+    progress: Progress = field(default_factory=Progress)
+    seed: int = 0
+    names: Sequence[str] | None = None
+    per_example: Callable[[Any], Tensor] | None = None
+    sample: Callable[[int, torch.Generator], list[Any]] | None = None
+    engine: Engine = field(default_factory=Engine)
+    cosine: bool = True
+    on_phase: Callable[[str], None] | None = None
+    averaging: Averaging = Averaging.IN_BACKWARD
+    readings: Readings = field(default_factory=Readings)
+
+    def announce(self, phase: str) -> None:
+        """Tell whoever listens that a phase begins."""
+        if self.on_phase is not None:
+            self.on_phase(phase)
+
+    def for_group(self, averaging: Averaging) -> Update:
+        """Return the same update for some of its examples, as if they were all there is.
+
+        Its first pass is yet to come, so it has readings, replay and random numbers of its own.
+        """
+        return replace(self, averaging=averaging, readings=Readings())
+
+    @functools.cached_property
+    def replay(self) -> Replay:
+        """What makes later passes of this update repeat its first one."""
+        return self.engine.replay.fresh()
+
+    @functools.cached_property
+    def generator(self) -> torch.Generator:
+        """A CPU generator of this update's own, a function of (seed, step)."""
+        # Odd multipliers, so that neighbouring seeds and steps give unrelated states.
+        mixed = self.seed * 0x9E3779B97F4A7C15 + self.progress.step * 0xD1B54A32D192ED03 + 1
+        return torch.Generator().manual_seed(mixed % (1 << 63))

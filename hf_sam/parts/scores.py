@@ -1,0 +1,134 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The choice of the largest scores over all parameters, on any number of processes."""
+
+from __future__ import annotations
+
+import math
+import struct
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..vector import WHOLE, Numbers, Placement, add_up, slices
+
+Scores = list[Tensor | None]
+Masks = list[Tensor | None]
+LARGEST = 0x7F7FFFFF
+"""The bits of the largest float32 number."""
+
+
+def live_count(scores: Scores, sparsity: float, placement: Placement = WHOLE) -> int:
+    """Return how many weights are perturbed: N - ceil(sparsity N)."""
+    every = total(sizes(scores), placement)
+    return every - math.ceil(sparsity * every - 1e-9 * every)
+
+
+def largest(scores: Scores, count: int, placement: Placement = WHOLE) -> Masks:
+    """Return masks of the `count` largest scores over all tensors together, the first ones among
+    equals.
+
+    The threshold is found by bisection over the non-negative float32 numbers, from counts, so that
+    nothing is sorted, and processes that hold rows exchange nothing but counts. Negative scores
+    are never chosen; non-finite ones count as zero.
+    """
+    found = [None if s is None else _finite(s.float()) for s in scores]
+    low, high = 0, LARGEST
+    while low < high:
+        middle = (low + high + 1) // 2
+        reached = [None if s is None else torch.count_nonzero(s >= _float(middle)) for s in found]
+        if total(reached, placement) >= count:
+            low = middle
+        else:
+            high = middle - 1
+    return _above(found, _float(low), count, placement)
+
+
+def _above(scores: Scores, threshold: float, count: int, placement: Placement) -> Masks:
+    """Return masks of `count` scores: those above the threshold, and the first that equal it."""
+    masks = [None if s is None else s > threshold for s in scores]
+    above = [None if m is None else torch.count_nonzero(m) for m in masks]
+    ties = [None if s is None else torch.count_nonzero(s == threshold) for s in scores]
+    missing = count - total(above, placement)
+    parts = zip(masks, scores, placement.sums(ties), placement.before(ties), strict=True)
+    for mask, s, everywhere, before in parts:
+        if mask is None or s is None or everywhere is None or before is None or missing <= 0:
+            continue
+        tie = s == threshold
+        if (n := int(everywhere)) > missing:
+            tie = _first(tie, missing - int(before))
+        missing -= n
+        mask |= tie
+    return masks
+
+
+def _first(mask: Tensor, count: int) -> Tensor:
+    """Return the mask of the first `count` elements that are on; 8 bytes of scratch for each of
+    `CHUNK` elements.
+    """
+    flat = mask.flatten()
+    for (run,) in slices(flat):
+        found = int(run.count_nonzero())
+        if found > count:
+            run &= run.cumsum(0) <= count
+        count = max(count - found, 0)
+    return flat.view(mask.shape)
+
+
+def total(numbers: Numbers, placement: Placement) -> int:
+    """Return the sum of whole numbers over all tensors and processes."""
+    return int(add_up(placement.sums(numbers)))
+
+
+def sizes(tensors: Sequence[Tensor | None]) -> list[Tensor | None]:
+    """Return how many elements this process holds of each tensor, as `()` tensors."""
+    return [None if t is None else torch.tensor(t.numel(), device=t.device) for t in tensors]
+
+
+def _finite(scores: Tensor) -> Tensor:
+    """Return the scores, in the same storage if all are finite, else with zeros in their place."""
+    return scores if bool(scores.sum().isfinite()) else scores.nan_to_num(0.0, 0.0, 0.0)
+
+
+def _float(bits: int) -> float:
+    """Return the float32 number of these bits; in the order of the bits, if not negative."""
+    return float(struct.unpack("f", struct.pack("I", bits))[0])
+
+
+def whole_tensors(scores: Scores, count: int, placement: Placement = WHOLE) -> Masks:
+    """Return `()` masks of whole tensors, by mean score from the largest down until `count`
+    weights are on.
+    """
+    finite = [None if s is None else s.nan_to_num(0.0, 0.0, 0.0).sum() for s in scores]
+    sums: list[Any] = placement.sums(finite)
+    counts: list[Any] = placement.sums(sizes(scores))
+    means = {i: float(sums[i] / counts[i]) for i, s in enumerate(scores) if s is not None}
+    masks: Masks = [
+        None if s is None else torch.zeros((), dtype=torch.bool, device=s.device) for s in scores
+    ]
+    on = 0
+    for i in sorted(means, key=means.__getitem__, reverse=True):
+        if on >= count:
+            break
+        masks[i] = torch.ones_like(masks[i])  # type: ignore[arg-type]
+        on += int(counts[i])
+    return masks
+
+
+def n_of_m(scores: Tensor, n: int, m: int) -> Tensor:
+    """Return the mask of the n largest of every m consecutive scores along the input dimension (the
+    second).
+
+    A vector is on as a whole. Where the dimension is not a multiple of m the last group is shorter.
+    """
+    if scores.ndim < 2:
+        return torch.ones((), dtype=torch.bool, device=scores.device)
+    rows = scores.transpose(1, -1).contiguous()
+    length = rows.shape[-1]
+    padded = torch.nn.functional.pad(rows, (0, -length % m), value=-1.0)
+    groups = padded.reshape(-1, m)
+    mask = torch.zeros_like(groups, dtype=torch.bool)
+    mask.scatter_(1, groups.topk(n, dim=1).indices, True)
+    kept = mask.view(padded.shape)[..., :length]
+    return kept.transpose(1, -1).contiguous()
