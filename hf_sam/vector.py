@@ -232,6 +232,11 @@ class Vector(Sequence[Tensor | None]):
         tensors, self._tensors = self.tensors, None
         return tensors
 
+    @property
+    def handed_over(self) -> bool:
+        """Whether the storage has gone to somebody else, so that nothing can be asked any more."""
+        return self._tensors is None
+
     def moved(self) -> Vector:
         """Return a vector that takes over this one's storage and norm; this one is then empty."""
         new = copy.copy(self)

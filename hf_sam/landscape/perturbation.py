@@ -178,7 +178,9 @@ class Perturbation:
         trace: TracebackType | None,
     ) -> None:
         try:
-            self._return(self.along if error is None and self.along else [])
+            # Whoever stepped along that vector has consumed it.
+            known = error is None and self.along is not None and not self.along.handed_over
+            self._return(self.along if known and self.along is not None else [])
         except BaseException:  # the weights come back, whatever kept them from being measured
             self._return([])
             raise

@@ -64,7 +64,7 @@ class Readings:
 
     def of_return(self, perturbation: Perturbation, placement: Placement) -> None:
         """Read the cosine of the step that was taken and the gradient that was found there."""
-        if not perturbation.along:
+        if perturbation.along is None or perturbation.along.handed_over:
             return
         along = add_up(placement.sums(perturbation.displacement_dot))
         lengths = self.values["perturbation_norm"] * perturbation.along.norm()

@@ -24,7 +24,7 @@ from transformers import (
 
 from hf_sam.host.losses import per_example_losses
 from hf_sam.host.passes import Pass
-from hf_sam.landscape.data import take, weight
+from hf_sam.landscape.data import denominator, take
 from tests.toys import examples, llama, make_trainer, resnet, t5
 
 B = 5
@@ -130,9 +130,9 @@ every_head = pytest.mark.parametrize("head", HEADS)
 
 def losses_of(trainer: Any, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
     """The batch's loss and the examples' losses, out of one forward of the trainer."""
-    trainer._pass = Pass(losses=[])
+    trainer._passes._pass = Pass(losses=[])
     loss = trainer.compute_loss(trainer.model, dict(batch))
-    found, trainer._pass = trainer._pass.losses, None
+    found, trainer._passes._pass = trainer._passes._pass.losses, None
     assert len(found) == 1
     return loss.detach(), found[0]
 
@@ -153,7 +153,7 @@ def check(trainer: Any, batch: dict[str, Any]) -> None:
     assert losses.std() > 1e-3, "the examples' losses differ"
     shifted = trainer._loss_shifts_labels
     rows = [take(batch, slice(i, i + 1)) for i in range(B)]
-    weights = torch.tensor([float(weight(row, shifted)) for row in rows])
+    weights = torch.tensor([float(denominator(row, shifted)) for row in rows])
     for row, heavy, one in zip(rows, weights, losses, strict=True):
         if heavy:
             # Language models compute their loss in float32, whatever the weights are in.
@@ -210,7 +210,7 @@ def test_your_own(tmp_path: Path) -> None:
         return (outputs.logits.softmax(-1).gather(1, labels[:, None]).squeeze(1) - 1).square()
 
     trainer, batch = build("single label", tmp_path, compute_loss_func=loss)
-    trainer._per_example_loss_func = own
+    trainer._passes._per_example_loss_func = own
     check(trainer, batch)
 
 
@@ -219,7 +219,7 @@ def test_your_own(tmp_path: Path) -> None:
 )
 def test_your_own_of_a_wrong_shape(wrong: Any, tmp_path: Path) -> None:
     trainer, batch = build("single label", tmp_path)
-    trainer._per_example_loss_func = wrong
+    trainer._passes._per_example_loss_func = wrong
     with pytest.raises(ValueError, match=r"per_example_loss_func returned .* shape \(B,\)"):
         losses_of(trainer, batch)
 

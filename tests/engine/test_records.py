@@ -90,7 +90,7 @@ def test_a_record_that_holds_itself() -> None:
 def test_later_passes_begin_with_the_records_of_the_first() -> None:
     """A loss may depend on what it has counted: it is then the same function in every pass."""
     it = SimpleNamespace(count=0)
-    replay = Replay(records=Records(it))
+    replay = Replay([Records(it)])
 
     def update() -> list[int]:
         found = []

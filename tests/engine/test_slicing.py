@@ -15,10 +15,10 @@ from transformers import BatchEncoding
 from hf_sam.landscape.data import (
     beginning,
     contiguous_groups,
+    denominator,
     examples,
     ratio,
     take,
-    weight,
 )
 
 SIZES = st.lists(st.integers(1, 9), min_size=1, max_size=6)
@@ -147,13 +147,13 @@ def test_how_many_examples() -> None:
 
 def test_weights() -> None:
     labels = torch.tensor([[5, -100, 3], [-100, -100, 1]])
-    assert int(weight({"labels": labels})) == 3
-    assert int(weight({"labels": labels}, shifted=True)) == 2
+    assert int(denominator({"labels": labels})) == 3
+    assert int(denominator({"labels": labels}, shifted=True)) == 2
     whole = torch.tensor([[1, 2], [3, 4]])
-    assert int(weight({"labels": whole, "shift_labels": labels}, shifted=True)) == 3
-    assert weight({"labels": torch.ones(4, 3)}) == 4, "numbers are no tokens"
-    assert weight({"labels": torch.tensor([1, 0, 1])}) == 3
-    assert weight({"x": torch.ones(6, 2)}) == weight(torch.ones(6)) == 6
+    assert int(denominator({"labels": whole, "shift_labels": labels}, shifted=True)) == 3
+    assert denominator({"labels": torch.ones(4, 3)}) == 4, "numbers are no tokens"
+    assert denominator({"labels": torch.tensor([1, 0, 1])}) == 3
+    assert denominator({"x": torch.ones(6, 2)}) == denominator(torch.ones(6)) == 6
 
 
 @given(st.data())
@@ -168,8 +168,8 @@ def test_the_weights_of_parts_add_up(data: st.DataObject) -> None:
     batch = {"labels": torch.tensor(rows)}
     for shifted in (False, True):
         parts = [take(batch, p) for group in contiguous_groups([n], groups) for _, p in group]
-        shares = [ratio(weight(p, shifted), weight(batch, shifted)) for p in parts]
-        total = float(weight(batch, shifted))
+        shares = [ratio(denominator(p, shifted), denominator(batch, shifted)) for p in parts]
+        total = float(denominator(batch, shifted))
         assert float(sum(shares)) == pytest.approx(1.0 if total else 0.0, abs=1e-12)
 
 

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile, record_function
 from transformers import BertConfig, BertForSequenceClassification, Trainer
 
-from hf_sam import METHODS, SAM, Landscape, Method, Progress, Vector, vector
+from hf_sam import METHODS, Composed, Landscape, Method, Progress, Vector, vector
 from hf_sam.landscape import perturbation
 from hf_sam.methods import rsam
 from hf_sam.parts.direction import Direction, chain
@@ -117,7 +117,7 @@ def updates(method: Method, model: Deep, total: int, batches: int) -> Peaks:
             mark(f"{step} start")
             on_phase = functools.partial(lambda step, phase: mark(f"{step} {phase}"), step)
             at = model.landscape(step, total, batches, on_phase=on_phase)
-            at.engine.give(model.params, method(at))
+            at.update.engine.give(model.params, method(at))
             mark(f"{step} optimizer")
             optimizer.step()
             optimizer.zero_grad()
@@ -252,7 +252,7 @@ def test_weights_outside_the_mask_stay_whatever_eps_holds() -> None:
 class Everywhere(Direction):
     """A direction that is not zero outside of any mask."""
 
-    def __call__(self, v: Vector, at: Landscape) -> Vector:
+    def apply_(self, v: Vector, at: Landscape) -> Vector:
         for i in v.present:
             v[i].add_(0.01)
         return v.changed()
@@ -268,7 +268,7 @@ def test_a_direction_after_the_mask_is_perturbed_whole(monkeypatch: pytest.Monke
         return deep.backward(batch, share)
 
     ascent = chain(radius(0.05), dynamic_mask(0.5), Everywhere())
-    SAM(ascent=ascent)(Landscape(deep.params, [deep.batch(0, 2)], backward))
+    Composed(ascent)(Landscape(deep.params, [deep.batch(0, 2)], backward))
     assert all(step.abs().gt(0).float().mean() > 0.99 for step in seen[1])
     assert all(torch.equal(p, b) for p, b in zip(deep.params, before, strict=True))
 

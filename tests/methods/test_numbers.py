@@ -19,7 +19,6 @@ from hf_sam import (
     Progress,
     StableSAM,
 )
-from hf_sam.parts.radius import adaptive_radius
 from tests.methods.quadratic import LR, A, Quadratic, close
 
 
@@ -97,7 +96,7 @@ class TestASAM:
         q, scaled = Quadratic(), Quadratic(w=(3.0, 1.5))
         q.gradients, scaled.gradients = [[1.0, 5.0]], [[1.0 / 3, 5.0 / 3]]
         for each in (q, scaled):
-            each.update(SAM(ascent=adaptive_radius(0.5, 0.0)))
+            each.update(ASAM(0.5, 0.0))
         torch.testing.assert_close(q.eps() / q.w, scaled.eps() / scaled.w)
 
 

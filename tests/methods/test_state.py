@@ -108,7 +108,7 @@ class TestNoise:
         with torch.no_grad():
             params[0][1] *= 4
             params[1][1] *= 0
-        at = Landscape(params, [], lambda batch, share=1.0: None, progress=Progress(10, 10))
+        at = Landscape(params, [None], lambda batch, share=1.0: None, progress=Progress(10, 10))
         vector = params[2].detach().norm()
         noise = [RSAM(sigma=0.5).noise(at, i, v) for i, v in enumerate([None, None, vector])]
         row = 0.5 * 0.1 * 5000**0.5

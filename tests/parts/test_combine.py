@@ -3,8 +3,9 @@
 
 import torch
 
-from hf_sam import SAM, StableSAM, Vector
+from hf_sam import SAM, Composed, StableSAM, Vector
 from hf_sam.parts.combine import rescaled, there_only
+from hf_sam.parts.radius import radius
 from tests.methods.quadratic import Quadratic
 
 
@@ -23,6 +24,6 @@ def test_a_vanished_gradient_there_stays_zero() -> None:
 
 
 def test_stable_is_sam_with_that_combination() -> None:
-    a = Quadratic().update(SAM(0.1, combine=rescaled()))
+    a = Quadratic().update(Composed(radius(0.1), combine=rescaled()))
     assert torch.equal(a, Quadratic().update(StableSAM(0.1)))
     assert not StableSAM().local_ascent and SAM().local_ascent
