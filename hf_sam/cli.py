@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 GENERATED = "<!-- written by `hf-sam docs`: change the docstrings instead -->"
 HEADINGS = ("Update", "Cost", "Defaults", "Deviations", "When it does not help")
 ATTRIBUTES = "\nAttributes:\n"
+EXAMPLE = "\nExample:\n"
 COLUMNS = ("key", "paper", "passes per update", "extra memory (P)", "state", "when to use")
 
 
@@ -90,7 +91,7 @@ def _attributes(doc: str) -> dict[str, str]:
     """Return what a docstring says of each field."""
     found: dict[str, str] = {}
     name = ""
-    for line in doc.partition(ATTRIBUTES)[2].splitlines():
+    for line in doc.partition(ATTRIBUTES)[2].partition(EXAMPLE)[0].splitlines():
         if line.startswith("    ") and line[4:5] not in ("", " "):
             name, _, text = line.strip().partition(": ")
             found[name] = text

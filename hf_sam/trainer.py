@@ -23,16 +23,24 @@ from .callbacks.memory import MemoryCallback
 from .engine.checkpoint import load_state, save_state
 from .engine.choice import check_engine, check_optimizer, check_processes, engine_for
 from .engine.table import reentrant
-from .host.checks import GIVEN, check_averaged, check_host, modules_of
+from .host.checks import (
+    GIVEN,
+    check_averaged,
+    check_host,
+    modules_of,
+    own_step_behind,
+    refuse_step_in_front,
+)
+from .host.learning_rate import RateShare
 from .host.logs import RunningMeans
+from .host.parameters import Parameters
 from .host.passes import PassRunner
 from .host.records import Records
 from .host.state import NormStatistics
 from .host.window import Window, check_cuttable, check_drawable, data_of, draw
 from .landscape import Landscape, Progress, RandomStates, Replay, Store, Update
 from .methods import Method, Plain, asks
-from .parts.where import choose
-from .vector import Selection
+from .parts.where import check_patterns, choose
 
 logger = logging.getLogger(__name__)
 
@@ -75,10 +83,12 @@ class SAMMixin(TrainerBase):
         **kwargs: Any,
     ) -> None:
         self._sam_given = sam
-        self._passes = PassRunner(self, super().training_step, per_example_loss_func)
+        own_step = own_step_behind(type(self), SAMMixin)
+        self._passes = PassRunner(self, super().training_step, per_example_loss_func, own_step)
         self._has_per_example_loss = per_example_loss_func is not None
         self._counting = False
         self._window: Window | None = None
+        self._windows = 0
         self.model: Any
         self.optimizer: Any
         self._orphan_warned = False
@@ -124,17 +134,16 @@ class SAMMixin(TrainerBase):
         self._engine = engine_for(
             self, model, self._new_replay(), self._local_ascent(), self._passes.reentrant
         )
-        self._params = self._engine.params(self.optimizer)
-        names = {id(p): name for name, p in self.model.named_parameters()}
-        self._names = [names.get(id(p), f"optimizer.{i}") for i, p in enumerate(self._params)]
-        check_averaged(self._names, names.values(), self.accelerator.num_processes)
-        self._where = Selection(
-            choose(option(self.args, "sam_where"), self._params, self._names, self.model)
+        patterns = option(self.args, "sam_where")
+        self._parameters = Parameters(
+            self.model, partial(self._engine.params, self.optimizer), partial(choose, patterns)
         )
-        inside = {id(p) for p in self._params}
-        self._passes.outside = [
-            p for p in self.model.parameters() if p.requires_grad and id(p) not in inside
-        ]
+        known = self._parameters
+        check_patterns(patterns, known.params, known.names, self.model)
+        inside = [name for name, _ in self.model.named_parameters()]
+        check_averaged(known.names, inside, self.accelerator.num_processes)
+        self._engine.outside = known.outside
+        self._rate_share = RateShare(self.optimizer, self.lr_scheduler, max_steps)
         self._warn_never(max_steps)
         batches = len(loader) if has_length(loader) else None
         self._per_epoch = batches and math.ceil(batches / self.args.gradient_accumulation_steps)
@@ -144,9 +153,10 @@ class SAMMixin(TrainerBase):
                 load_state(
                     resume_from_checkpoint,
                     self._method.describe(),
-                    self._names,
-                    self._params,
+                    known.names,
+                    known.params,
                     self._engine,
+                    self._method.keeps_state,
                 )
             )
         return model, loader
@@ -214,6 +224,7 @@ class SAMMixin(TrainerBase):
         batches, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
         self._counting = False
         self._window = Window(len(batches), num_items)
+        self._windows += 1
         return batches, num_items
 
     def training_step(
@@ -227,11 +238,8 @@ class SAMMixin(TrainerBase):
         """
         if isinstance(self._method, Plain):
             return super().training_step(model, inputs, num_items_in_batch)
-        if self._window is None:
-            raise NotImplementedError(
-                f"{type(self).__name__} calls training_step without get_batch_samples, so the "
-                "micro-batches of an update are unknown; SAM needs Trainer's own epoch loop"
-            )
+        self._check_calls()
+        assert self._window is not None
         if not self._window.add(inputs):
             return torch.zeros((), device=self.args.device)
         window, self._window = self._window, None
@@ -242,25 +250,39 @@ class SAMMixin(TrainerBase):
         if callable(getattr(self.optimizer, "train", None)):
             self.optimizer.train()
         self._engine.start()
+        self._look_at_parameters()
         at = self._landscape(window)
         update = self._method(at)
-        overflow = self._engine.give(self._params, update)
+        overflow = self._engine.give(self._parameters.params, update)
         if overflow is not None:
             at.skip(overflow)
         self._means.add(at.readings)
         assert at.loss is not None
         return at.loss
 
+    def _check_calls(self) -> None:
+        """Refuse a loop, or a step in front of this one, that does more than hand over batches."""
+        if self._window is None and self._windows:
+            refuse_step_in_front(type(self), SAMMixin, "runs more than one step for a batch")
+        if self._window is None:
+            raise NotImplementedError(
+                f"{type(self).__name__} calls training_step without get_batch_samples, so the "
+                "micro-batches of an update are unknown; SAM needs Trainer's own epoch loop"
+            )
+        # Between the micro-batches of an update nobody else has anything to add.
+        if self._window.batches and any(p.grad is not None for p in self._parameters.params):
+            refuse_step_in_front(type(self), SAMMixin, "adds gradients of its own")
+
     def _landscape(self, window: Window) -> Landscape:
         """Return the loss of the window's data as a function of the weights."""
         passes, model = self._passes, self._engine.model
         update = Update(
-            params=self._params,
+            params=self._parameters.params,
             backward=partial(passes.backward, model, window),
-            perturbable=self._where,
+            perturbable=self._parameters.perturbable,
             progress=self._progress(),
             seed=self.args.seed,
-            names=self._names,
+            names=self._parameters.names,
             per_example=partial(passes.per_example, model),
             sample=partial(draw, self),
             engine=self._engine,
@@ -269,16 +291,21 @@ class SAMMixin(TrainerBase):
         )
         return Landscape.of(update, data_of(window, passes.ops, passes.ranks_counted))
 
+    def _look_at_parameters(self) -> None:
+        """Take in groups that were added, and layers that were unfrozen or frozen."""
+        places = self._parameters.changes()
+        if places is not None:
+            self._engine.outside = self._parameters.outside
+            self._method.realign(places, self._engine.placement)
+
     def _progress(self) -> Progress:
         total = self.state.max_steps
-        group = self.optimizer.param_groups[0]
-        peak = float(group.get("initial_lr", self.args.learning_rate))
         return Progress(
             step=self.state.global_step,
             total=total,
             warmup=self.args.get_warmup_steps(total),
             per_epoch=self._per_epoch,
-            lr_ratio=float(group["lr"]) / peak if peak > 0 else 0.0,
+            lr_ratio=self._rate_share(),
         )
 
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> Any:
@@ -345,8 +372,8 @@ class SAMMixin(TrainerBase):
                 output_dir,
                 self._method.describe(),
                 self._method.state_dict(),
-                self._names,
-                self._params,
+                self._parameters.names,
+                self._parameters.params,
                 self._engine,
                 main=self.args.should_save,
             )

@@ -120,11 +120,11 @@ def train(run: Run) -> dict[str, Any]:
 
 def _check_where(trainer: SAMTrainer) -> None:
     """Try `--sam_where` on the model: what it does not match is the user's to mend."""
-    from hf_sam.parts.where import choose
+    from hf_sam.parts.where import check_patterns
 
     names, params = zip(*trainer.model.named_parameters(), strict=True)
     try:
-        choose(trainer.args.sam_where, params, names, trainer.model)
+        check_patterns(trainer.args.sam_where, params, names, trainer.model)
     except ValueError as error:
         raise InputError(f"--{error}") from error
 

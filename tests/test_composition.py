@@ -59,6 +59,7 @@ from hf_sam.parts import (
 from hf_sam.parts.base import Part
 from hf_sam.parts.radius import linear as linear_radius
 from hf_sam.parts.when import linear as linear_coin
+from tests.cases import CASES
 from tests.references.ss_sam import coin
 from tests.toys import Bowl, assert_equal, logged, make_trainer, train, weights
 
@@ -250,8 +251,11 @@ OPTIONS: dict[str, dict[str, Any]] = {
 }
 KEYS = [key for key in METHODS if key != "none"]
 SCHEDULED = {"ss_sam": "random:constant:0.5", "late_sam": "after:0.5"}
-NOT_AT_W = ("msam", "esam", "rsam")
-STATEFUL = ("ssam_f", "ssam_d", "looksam", "friendly_sam")
+ROWS = {case.key: case for case in CASES}
+BUILT = {key: METHODS[key](**OPTIONS.get(key, {})) for key in KEYS}
+NOT_AT_W = [key for key, method in BUILT.items() if not asks(method).starts_at_w]
+STATEFUL = [key for key, method in BUILT.items() if method.keeps_state]
+assert set(SCHEDULED) == {key for key, method in BUILT.items() if method.when is not None}
 
 
 def arguments(key: str, when: str = "always", **more: Any) -> SAMArguments:
@@ -272,11 +276,12 @@ def cost(key: str, perturbed: list[bool]) -> list[int]:
     new, nth = renewals(perturbed), itertools.count()
     table: dict[str, Callable[[int], int]] = {
         "ssam_f": lambda t: 2 + 3 * new[t],
-        "msam": lambda t: 4,
-        "bilateral_sam": lambda t: 3,
         "looksam": lambda t: 1 if next(nth) % 2 else 2,
+        "late_sam": lambda t: 2,
+        "ss_sam": lambda t: 2,
     }
-    return [table.get(key, lambda t: 2)(t) if yes else 1 for t, yes in enumerate(perturbed)]
+    row = table.get(key, lambda t: ROWS[key].passes(t, STEPS))
+    return [row(t) if yes else 1 for t, yes in enumerate(perturbed)]
 
 
 PAIRS = list(itertools.product(KEYS, SCHEDULES))

@@ -270,7 +270,7 @@ def test_one_process_averages_nothing(tmp_path: Path) -> None:
     for one in (engine, Engine()):
         grad = torch.full((2,), 3.0)
         params[0].grad = grad
-        taken = one.take(params)
+        taken = one.take_grads(params)
         assert taken[0] is grad and taken[1] is None
         assert params[0].grad is None
         assert one.give(params, taken) is None and params[0].grad is grad

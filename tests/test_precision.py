@@ -14,8 +14,9 @@ from accelerate.utils import AutocastKwargs
 from torch import Tensor, nn
 from transformers import Trainer, TrainerCallback
 
-from hf_sam import SAMTrainer
+from hf_sam import SAM, SAMTrainer
 from hf_sam.engine.precision import what_rounding_leaves
+from hf_sam.methods import asks
 from tests.cases import CASES, Case
 from tests.toys import assert_equal, bert, logged, lora, make_trainer, train, weights
 
@@ -326,7 +327,9 @@ def test_scaling_asks_the_device_for_nothing(tmp_path: Path, monkeypatch: Any) -
     for name in ("item", "tolist", "__bool__", "__float__", "__int__", "cpu"):
         monkeypatch.setattr(Tensor, name, counting(name))
     quiet = {"logging_steps": 1000, "logging_nan_inf_filter": False, "max_steps": 5}
-    running = "plain"
+    running = "a toy"
+    wanted = asks(SAM())
+    monkeypatch.setattr("hf_sam.trainer.asks", lambda method, batches: wanted)  # asked on a toy
     for cls in (Trainer, SAMTrainer):
         running = cls.__name__
         trainer = make_trainer(tmp_path, cls=cls, fp16=True, **quiet)
@@ -360,6 +363,8 @@ def test_stored_half_precision_warns_once(
         original = method.update
 
         def update(self: Any, at: Any) -> Any:
+            if at.params[0] is not trainer._parameters.params[0]:
+                return original(self, at)  # on the toy that asks what the method needs
             perturbed = at.perturbed
             at.perturbed = lambda eps: wanted.append([e.clone() for e in eps]) or perturbed(eps)
             return original(self, at)
@@ -371,7 +376,7 @@ def test_stored_half_precision_warns_once(
     said = warnings_of_rounding(caplog)
     assert len(said) == 1
     names = {id(p): i for i, p in enumerate(trainer.model.parameters())}
-    order = [names[id(p)] for p in trainer._params]
+    order = [names[id(p)] for p in trainer._parameters.params]
     actual = torch.cat([(inside[1][i].double() - inside[0][i].double()).flatten() for i in order])
     eps = torch.cat([e.double().flatten() for e in wanted[0]])
     cosine = float(actual @ eps / actual.norm() / eps.norm())

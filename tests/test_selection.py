@@ -32,6 +32,7 @@ from hf_sam import (
     SparseSAMDynamic,
 )
 from hf_sam.engine.accelerated import AcceleratedEngine
+from hf_sam.methods import asks
 from hf_sam.methods.base import Perturbing
 from tests.toys import (
     MODELS,
@@ -227,7 +228,7 @@ def test_state_in_groups_is_refused_when_they_are_made(method: Any) -> None:
         with pytest.raises(ValueError, match="carries state.*sam_accumulation='window'"):
             PerGroup(4, method)
     else:
-        assert PerGroup(4, method).perturbations(3) == 8
+        assert asks(PerGroup(4, method), 3).groups == 8
 
 
 @pytest.mark.parametrize(
@@ -260,13 +261,13 @@ def test_other_weight_gradients_are_not_computed(
 ) -> None:
     """In the ascent, `.grad` of all that is not chosen is None; the choice changes."""
     seen: list[list[bool]] = []
-    take = AcceleratedEngine.take
+    take = AcceleratedEngine.take_grads
 
     def spy(self: Any, params: Any) -> Any:
         seen.append([p.grad is not None for p in params])
         return take(self, params)
 
-    monkeypatch.setattr(AcceleratedEngine, "take", spy)
+    monkeypatch.setattr(AcceleratedEngine, "take_grads", spy)
     trainer = train(tmp_path, model=model, sam="esam", max_steps=4)
     ascents, descents = seen[::2], seen[1::2]
     assert len(ascents) == 4 and all(all(d) for d in descents)
@@ -615,7 +616,7 @@ def test_new_masks_leave_no_trace(settings: Any, model: str, tmp_path: Path) -> 
     state = torch.get_rng_state()
     sparse = train(tmp_path, sam_rho=0.0, **settings, **common)
     assert torch.equal(state, torch.get_rng_state())
-    assert sparse._method.state_dict()["ascent.parts.1.renewed"] == 6
+    assert sparse._method.state_dict()["renewed"] == 6
     assert_equal(weights(sparse), weights(plain))
     assert_equal(list(sparse.model.buffers()), list(plain.model.buffers()))
     assert_same(sparse.optimizer.state_dict(), plain.optimizer.state_dict())
@@ -649,7 +650,7 @@ def test_the_live_count(key: str, sparsity: float, tmp_path: Path) -> None:
     options |= {"fisher_samples": 2} if key == "ssam_f" else {"drop_rate": 0.9}
     for steps in (1, 5):
         trainer = train(tmp_path, sam=key, sam_options=options, max_steps=steps)
-        mask = trainer._method.state_dict()["ascent.parts.1.mask"]
+        mask = trainer._method.state_dict()["mask"]
         n = sum(p.numel() for p in trainer.model.parameters())
         assert sum(int(m.sum()) for m in mask) == n - math.ceil(sparsity * n - 1e-6)
         assert 0 < logged(trainer, "sam/perturbation_norm")[0] < 0.05

@@ -479,20 +479,29 @@ def test_radius_budget_is_a_share_of_the_loss(tmp_path: Path) -> None:
     assert logged(capped, "sam/perturbation_norm") == pytest.approx([0.001] * 3, rel=1e-5)
 
 
+def known(trainer: Any) -> tuple[Any, Any]:
+    """The names of the parameters, and which of them may be perturbed."""
+    return trainer._parameters.names, trainer._parameters.perturbable
+
+
 def test_where(tmp_path: Path) -> None:
     """The perturbation and its radius live on the chosen parameters, the update on all."""
     norms = train(tmp_path, max_steps=2, sam_where=["norm"], optim="sgd")
     assert logged(norms, "sam/perturbation_norm") == pytest.approx([0.05] * 2, rel=1e-5)
-    picked = [n for n, yes in zip(norms._names, norms._where, strict=True) if yes]
+    picked = [
+        n
+        for n, yes in zip(norms._parameters.names, norms._parameters.perturbable, strict=True)
+        if yes
+    ]
     assert picked and all("LayerNorm" in n for n in picked)
     before = dict(bert().named_parameters())
     moved = [n for n, p in norms.model.named_parameters() if not torch.equal(p, before[n])]
     assert any("LayerNorm" not in n for n in moved)
     free = make_trainer(tmp_path, sam_where=["no_norm", "no_embeddings"], max_steps=1)
     free.train()
-    picked = [n for n, yes in zip(free._names, free._where, strict=True) if yes]
+    picked = [n for n, yes in zip(*known(free), strict=True) if yes]
     assert picked and not any("LayerNorm" in n or "embeddings" in n for n in picked)
     heads = make_trainer(tmp_path, sam_where=[r"^classifier\.", "pooler"], max_steps=1)
     heads.train()
-    picked = [n for n, yes in zip(heads._names, heads._where, strict=True) if yes]
+    picked = [n for n, yes in zip(*known(heads), strict=True) if yes]
     assert {n.split(".")[0] for n in picked} == {"classifier", "bert"} and len(picked) == 4

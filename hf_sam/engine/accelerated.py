@@ -34,6 +34,8 @@ class AcceleratedEngine(Engine):
 
     Attributes:
         model: what a pass calls.
+        outside: trainable parameters of the model that the optimizer does not know. Trainer clips
+            by their gradients, too, so after an update they have those of its last pass.
     """
 
     def __init__(
@@ -54,6 +56,7 @@ class AcceleratedEngine(Engine):
         self._scaling = LossScaling(partial(scale_of, accelerator))
         self._watch = RoundingWatch(accelerator.is_main_process, self.average_)
         self._whole_backward = whole_backward
+        self.outside: list[nn.Parameter] = []
 
     def params(self, optimizer: Any) -> list[Tensor]:
         """Return the trainable parameters, in the optimizer's order."""
@@ -81,12 +84,15 @@ class AcceleratedEngine(Engine):
     def passes(
         self, params: Sequence[Tensor], only: Sequence[bool] | None = None
     ) -> Iterator[None]:
-        """Surround the passes of a gradient; it is computed for the chosen parameters only."""
+        """Surround the passes of a gradient; it is computed for the given parameters only."""
+        for param in self.outside:
+            param.grad = None
         if only is None or self._whole_backward:
             yield
             return
         subset = [p for p, yes in zip(params, only, strict=True) if yes and p.requires_grad]
-        with self._backward_is(partial(self._accelerator.backward, inputs=subset)):
+        backward = partial(self._accelerator.backward, inputs=subset) if subset else _nothing
+        with self._backward_is(backward):
             yield
 
     @contextmanager
@@ -169,3 +175,7 @@ class AcceleratedEngine(Engine):
     def _zeros(self, param: Tensor) -> Tensor:
         """Return a gradient of zeros, as `take_grads` would give it."""
         return torch.zeros_like(param, requires_grad=False)
+
+
+def _nothing(loss: Tensor, **more: Any) -> None:
+    """Compute no gradient, where none is wanted: torch refuses a backward for no parameter."""

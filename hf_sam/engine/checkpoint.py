@@ -11,11 +11,13 @@ from __future__ import annotations
 import json
 import logging
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -63,13 +65,23 @@ def save_state(
             numbers[key] = value
     vectors = [key for key, value in state.items() if isinstance(value, Vector)]
     Path(folder).mkdir(parents=True, exist_ok=True)
-    if main:
-        text = json.dumps({"method": method, "numbers": numbers, "vectors": vectors}, indent=2)
-        (Path(folder) / DESCRIPTION).write_text(text + "\n", encoding="utf-8")
     if tensors and engine.placement is not WHOLE:
         distributed_checkpoint().save(tensors, checkpoint_id=Path(folder) / SHARDED)
     elif tensors and main:
-        save_file(tensors, str(Path(folder) / TENSORS))
+        with _whole_file(Path(folder) / TENSORS) as path:
+            save_file(tensors, str(path))
+    if main:  # last, so that a description never speaks of tensors that are not there
+        text = json.dumps({"method": method, "numbers": numbers, "vectors": vectors}, indent=2)
+        with _whole_file(Path(folder) / DESCRIPTION) as path:
+            path.write_text(text + "\n", encoding="utf-8")
+
+
+@contextmanager
+def _whole_file(path: Path) -> Iterator[Path]:
+    """Yield a name to write to; the file gets its own name once it is whole."""
+    unfinished = path.with_name(path.name + ".unfinished")
+    yield unfinished
+    unfinished.replace(path)
 
 
 def _like(param: Tensor, entry: Tensor, engine: Engine) -> Tensor:
@@ -90,30 +102,62 @@ def load_state(
     names: Sequence[str],
     params: Sequence[Tensor],
     engine: Engine,
+    stateful: bool = True,
 ) -> dict[str, StateValue]:
-    """Return what this process holds of the state that `save_state` wrote, on the parameters'
-    devices.
+    """Return the rows that this process holds of the state that `save_state` wrote.
 
-    A checkpoint of another method, or of none, gives an empty state and one warning: state starts
-    at first use.
+    The tensors are on the parameters' devices. A checkpoint of another method, or without any
+    state, gives an empty state: state starts at first use. One warning says so, unless nothing is
+    lost.
+
+    Args:
+        folder: of the checkpoint.
+        method: description of the method that goes on.
+        names: the parameters' names.
+        params: the parameters.
+        engine: says which rows of each this process holds.
+        stateful: whether the method that goes on keeps any state.
+
+    Raises:
+        ValueError: a file of the state is broken.
     """
     path = Path(folder) / DESCRIPTION
     if not path.is_file():
-        if method["name"] != "Plain":
+        if stateful:
             logger.warning(
-                f"{folder} was saved without SAM; {method['name']} starts here with fresh state."
+                f"{folder} holds no state of a SAM method, as a checkpoint of another Trainer or "
+                f"with save_only_model=True does not; {method['name']} starts here with fresh "
+                "state."
             )
         return {}
-    saved = json.loads(path.read_text(encoding="utf-8"))
+    try:
+        return _load(Path(folder), method, names, params, engine, stateful)
+    except (json.JSONDecodeError, KeyError, SafetensorError) as error:
+        raise ValueError(
+            f"resume_from_checkpoint={folder}: the state of {method['name']} in it is broken "
+            f"({type(error).__name__}: {error}); resume from an older checkpoint, or delete "
+            f"{path} to start with fresh state"
+        ) from error
+
+
+def _load(
+    folder: Path,
+    method: dict[str, Any],
+    names: Sequence[str],
+    params: Sequence[Tensor],
+    engine: Engine,
+    stateful: bool,
+) -> dict[str, StateValue]:
+    saved = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
     if kind(saved["method"]) != kind(method):
-        logger.warning(
-            f"{folder} was saved with {kind(saved['method'])}, and training goes on with "
-            f"{kind(method)}: "
-            "the saved method state is left aside."
-        )
+        if stateful or saved["numbers"] or saved["vectors"]:
+            logger.warning(
+                f"{folder} was saved with {kind(saved['method'])}, and training goes on with "
+                f"{kind(method)}: the saved method state is left aside."
+            )
         return {}
     owners = dict(zip(names, params, strict=True))
-    tensors = _read(Path(folder), owners, engine)
+    tensors = _read(folder, owners, engine)
     state: dict[str, StateValue] = dict(saved["numbers"])
     for key in saved["vectors"]:
         found = [tensors.pop(f"{key}{SEPARATOR}{name}", None) for name in names]

@@ -108,13 +108,16 @@ class ShardedEngine(AcceleratedEngine):
 
     def __init__(self, accelerator: Accelerator, model: nn.Module, replay: Replay) -> None:
         super().__init__(accelerator, model, replay, whole_backward=True)
+        self._placed: list[int] = []
         self._modules = [m for m in model.modules() if isinstance(m, FSDPModule)]
         self._reshard()
 
     def params(self, optimizer: Any) -> list[Tensor]:
         """Return the trainable parameters, in the optimizer's order."""
         params = super().params(optimizer)
-        self.placement = Rows(params)
+        # It is asked before every update, and where rows lie is worked out once.
+        if [id(p) for p in params] != self._placed:
+            self._placed, self.placement = [id(p) for p in params], Rows(params)
         return params
 
     def mine(self, drawn: list[Any]) -> list[Any]:

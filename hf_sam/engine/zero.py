@@ -98,6 +98,8 @@ class DeepSpeedEngine(AcceleratedEngine):
         self, params: Sequence[Tensor], only: Sequence[bool] | None = None
     ) -> Iterator[None]:
         """Surround passes whose gradients are added to `.grad` without a hook's notice."""
+        for param in self.outside:
+            param.grad = None
         asked = only or [True] * len(params)
         subset = [p for p, yes in zip(params, asked, strict=True) if yes and p.requires_grad]
         with self._backward_is(partial(self._add_gradients, subset)):
@@ -106,7 +108,7 @@ class DeepSpeedEngine(AcceleratedEngine):
     def _add_gradients(self, params: list[Tensor], loss: Tensor, **_: Any) -> None:
         scale = self._scaling.scale
         loss = loss if scale is None else loss * scale
-        grads = torch.autograd.grad(loss, params, allow_unused=True)
+        grads = torch.autograd.grad(loss, params, allow_unused=True) if params else ()
         for param, grad in zip(params, grads, strict=True):
             if grad is not None:
                 param.grad = grad if param.grad is None else param.grad.add_(grad)

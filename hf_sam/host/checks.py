@@ -5,11 +5,11 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from types import CodeType
 from typing import Any, NoReturn
 
 from torch import nn
-from torch.utils.hooks import RemovableHandle
 from transformers import Trainer
 
 GIVEN = frozenset(inspect.signature(Trainer.__init__).parameters)
@@ -65,8 +65,9 @@ def check_averaged(names: Sequence[str], inside: Collection[str], processes: int
         )
 
 
-def forbid_forward(trainer: Any) -> RemovableHandle:
-    """Have the model raise when it runs, until the handle is removed (or left, as a context).
+@contextmanager
+def forbid_forward(trainer: Any) -> Iterator[None]:
+    """Have the model raise when it runs before the trainer's `compute_loss` does.
 
     A `training_step` that runs the model before it asks for the loss makes data that depend on the
     weights. The error is a NotImplementedError.
@@ -78,7 +79,19 @@ def forbid_forward(trainer: Any) -> RemovableHandle:
             f"trainers do that generate with it"
         )
 
-    return trainer.model.register_forward_pre_hook(refuse)
+    guard, compute_loss = trainer.model.register_forward_pre_hook(refuse), trainer.compute_loss
+
+    def allowing(*args: Any, **kwargs: Any) -> Any:
+        guard.remove()
+        return compute_loss(*args, **kwargs)
+
+    # On the object, as a class in front of the mixin may never call the mixin's compute_loss.
+    trainer.compute_loss = allowing
+    try:
+        yield
+    finally:
+        guard.remove()
+        del trainer.compute_loss
 
 
 def modules_of(trainer: Trainer) -> list[nn.Module]:
@@ -91,9 +104,30 @@ def modules_of(trainer: Trainer) -> list[nn.Module]:
     return found
 
 
-def has_own_step(trainer: Trainer) -> bool:
-    """Whether a class behind overrides `training_step`."""
-    return any(_others(type(trainer), "training_step"))
+def own_step_behind(kind: type, mixin: type) -> bool:
+    """Return whether a class after the mixin overrides `training_step`."""
+    behind = kind.__mro__[kind.__mro__.index(mixin) :]
+    return any(cls in behind for cls in _others(kind, "training_step"))
+
+
+def refuse_step_in_front(kind: type, mixin: type, what: str) -> NoReturn:
+    """Refuse a class that wraps the mixin's `training_step` in a way that changes the update.
+
+    Args:
+        kind: the trainer's class.
+        mixin: SAMMixin.
+        what: what its step does.
+
+    Raises:
+        NotImplementedError: the class, and the order of bases that works.
+    """
+    before = kind.__mro__[: kind.__mro__.index(mixin)]
+    name = next((c.__name__ for c in before if "training_step" in vars(c)), kind.__name__)
+    raise NotImplementedError(
+        f"{name}.training_step {what}, but the work of an update is done with its last micro-batch "
+        f"only: derive {name} from Trainer, and put the mixin in front of it, class "
+        f"SAM{name}(SAMMixin, {name}): then its step is run in every pass"
+    )
 
 
 def _refuse(reason: str) -> NoReturn:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ..landscape import Replay
-from .checks import forbid_forward, has_own_step
+from .checks import forbid_forward
 from .losses import honours_num_items, per_example_losses
 from .window import Batch, TrainerOps, Window
 
@@ -25,11 +25,9 @@ class Pass:
 
     Attributes:
         losses: filled with the per-example losses (B,) where they are wanted.
-        begin: to be called before the model runs.
     """
 
     losses: list[Tensor] | None = None
-    begin: Callable[[], None] = lambda: None
 
 
 class PassRunner:
@@ -40,9 +38,9 @@ class PassRunner:
         training_step: that of the class behind SAMMixin.
         per_example_loss_func: `f(outputs, labels)` returns losses of shape (B,), for a loss of the
             user's own.
+        own_step: whether that `training_step` is another than Trainer's.
 
     Attributes:
-        outside: trainable parameters that the optimizer does not know.
         reentrant: whether activations are checkpointed in the mode that warns without a graph.
         honours: whether the loss honours `num_items_in_batch`; None while it was not asked.
     """
@@ -52,12 +50,13 @@ class PassRunner:
         trainer: Any,
         training_step: Callable[..., Tensor],
         per_example_loss_func: Callable[[Any, Tensor], Tensor] | None = None,
+        own_step: bool = False,
     ) -> None:
         self._trainer = trainer
+        self._own_step = own_step
         self._training_step = training_step
         self._per_example_loss_func = per_example_loss_func
         self._pass: Pass | None = None
-        self.outside: list[nn.Parameter] = []
         self.reentrant = False
         self.honours: bool | None = None
 
@@ -70,8 +69,6 @@ class PassRunner:
 
         For a whole micro-batch it does all scaling itself.
         """
-        for param in self.outside:
-            param.grad = None
         if batch.drawn:
             return self._backward_drawn(model, batch)
         self._pass = Pass([] if with_losses else None)
@@ -89,10 +86,7 @@ class PassRunner:
 
     def _step(self, model: nn.Module, inputs: Any, num_items: Any) -> Tensor:
         """Run the class's own `training_step`, in which only `compute_loss` may run the model."""
-        trainer = self._trainer
-        with forbid_forward(trainer) if has_own_step(trainer) else nullcontext() as guard:
-            if guard is not None and self._pass is not None:
-                self._pass.begin = guard.remove
+        with forbid_forward(self._trainer) if self._own_step else nullcontext():
             return self._training_step(model, inputs, num_items)
 
     @contextmanager
@@ -206,7 +200,6 @@ class PassRunner:
     ) -> Any:
         """Compute the loss as the class behind, with the per-example losses that a pass wants."""
         now = self._pass or Pass()
-        now.begin()
         labels = inputs.get("labels") if now.losses is not None else None
         with_outputs = return_outputs or now.losses is not None
         result = behind(model, inputs, return_outputs=with_outputs, **kwargs)

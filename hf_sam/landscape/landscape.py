@@ -110,7 +110,6 @@ class Landscape:
         return self
 
     def _over(self, update: Update, data: Data) -> None:
-        assert len(data.batches), "a Landscape needs at least one batch"
         self.update, self.data = update, data
         self._peeked: Vector | None = None
         self._losses: list[Tensor] = []

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
 from torch import Tensor
 
-from ..vector import StateValue, Vector
+from ..vector import Placement, StateValue, Vector
 
 
 class State(dict[str, StateValue]):
@@ -111,6 +111,23 @@ class Part:
         self.state.update(
             (k, v) for k, v in state.items() if not any(k.startswith(n + ".") for n in below)
         )
+
+    def realign(self, places: Sequence[int | None], placement: Placement) -> None:
+        """Take in that the set of parameters has changed.
+
+        Args:
+            places: for each parameter the place that it had before, None for a new one.
+            placement: how the parameters are spread over processes now.
+        """
+        for part in self.walk():
+            part.realign_state(places, placement)
+
+    def realign_state(self, places: Sequence[int | None], placement: Placement) -> None:
+        """Bring this part's own state into the new order; new parameters have no entry yet."""
+        for key, value in self.state.items():
+            if isinstance(value, Vector):
+                entries = (None if i is None else value[i] for i in places)
+                self.state[key] = Vector(entries, placement)
 
     def describe(self) -> dict[str, Any]:
         """Return name and fields as JSON can hold them."""

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..landscape import Landscape, Masked, Support
-from ..vector import StateValue, Vector
+from ..vector import Placement, StateValue, Vector
 from .base import Part
 from .direction import Direction
 from .scores import Masks, Scores, largest, live_count, n_of_m, sizes, total, whole_tensors
@@ -61,6 +61,10 @@ class Mask(Part):
         """Take over a saved mask."""
         self.__dict__.pop("_looked", None)
         super().load_state_dict(state)
+
+    def realign_state(self, places: Sequence[int | None], placement: Placement) -> None:
+        """Forget the mask: the weights to choose from are others now."""
+        self.load_state_dict({})
 
     def _due(self, at: Landscape, v: Vector) -> bool:
         interval = self.update_interval or at.progress.per_epoch or at.progress.total

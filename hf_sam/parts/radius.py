@@ -82,7 +82,7 @@ class budget(RhoSchedule):
 
     def __call__(self, at: Landscape, norm: Tensor) -> Scalar:
         """Return rho for this update as a `()` tensor."""
-        rise = self.c * at.mean_loss().to(norm) / norm
+        rise = self.c * at.mean_loss().to(norm).abs() / norm  # also of a loss below zero
         return rise if self.rho_max is None else rise.clamp(max=self.rho_max)
 
 

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
+from ..vector import Selection
 from .base import nearest
 
 KINDS = ("all", "norm", "no_norm", "no_embeddings")
@@ -26,10 +27,13 @@ def kinds_of(model: nn.Module) -> tuple[set[int], set[int]]:
     return norm, embedding
 
 
+NEGATIVE = ("no_norm", "no_embeddings")
+
+
 def choose(
     patterns: Sequence[str], params: Sequence[Tensor], names: Sequence[str], model: nn.Module
-) -> list[bool]:
-    """Return per parameter whether it is perturbed.
+) -> Selection:
+    """Return the trainable parameters that are perturbed.
 
     A parameter is chosen if any positive pattern (`all`, `norm`, a regular expression searched in
     its name) matches, or if there is none, and no negative one (`no_norm`, `no_embeddings`) does.
@@ -41,48 +45,63 @@ def choose(
         model: tells normalisation layers and embeddings.
 
     Raises:
-        ValueError: a pattern is no regular expression, or matches no trainable parameter.
+        ValueError: a pattern is no regular expression.
     """
-    norm, embedding = kinds_of(model)
-    trainable = [p.requires_grad for p in params]
+    hits = {pattern: _matches(pattern, params, names, model) for pattern in patterns}
+    wanted = [hit for pattern, hit in hits.items() if pattern not in NEGATIVE]
+    unwanted = [hit for pattern, hit in hits.items() if pattern in NEGATIVE]
+    return Selection(
+        p.requires_grad
+        and (not wanted or any(hit[i] for hit in wanted))
+        and not any(hit[i] for hit in unwanted)
+        for i, p in enumerate(params)
+    )
 
-    def matches(pattern: str) -> list[bool]:
-        if pattern == "all":
-            return list(trainable)
-        if pattern in ("norm", "no_norm"):
-            return [id(p) in norm for p in params]
-        if pattern == "no_embeddings":
-            return [id(p) in embedding for p in params]
-        try:
-            expression = re.compile(pattern)
-        except re.error as error:
-            raise ValueError(
-                f"sam_where={pattern!r} is neither one of {', '.join(KINDS)} nor a regular "
-                f"expression: {error}"
-            ) from None
-        return [expression.search(name) is not None for name in names]
 
-    hits = {pattern: matches(pattern) for pattern in patterns}
-    for pattern, hit in hits.items():
-        if not pattern.startswith("no_") and not any(
-            h and t for h, t in zip(hit, trainable, strict=True)
-        ):
-            some = ", ".join(n for n, t in zip(names, trainable, strict=True) if t)[:300]
+def check_patterns(
+    patterns: Sequence[str], params: Sequence[Tensor], names: Sequence[str], model: nn.Module
+) -> None:
+    """Refuse patterns that choose nothing when training begins.
+
+    Args:
+        patterns: the user's `sam_where`.
+        params: the P parameters of the optimizer.
+        names: their names.
+        model: tells normalisation layers and embeddings.
+
+    Raises:
+        ValueError: a pattern matches no trainable parameter, or all of them together leave none.
+    """
+    for pattern in patterns:
+        if pattern not in NEGATIVE and not any(choose([pattern], params, names, model)):
+            some = ", ".join(n for n, p in zip(names, params, strict=True) if p.requires_grad)[:300]
             raise ValueError(
                 f"sam_where={pattern!r} matches no trainable parameter{nearest(pattern, KINDS)}; "
                 f"give one of {', '.join(KINDS)} or a regular expression for names such as: {some}"
             )
-    negative = [hit for pattern, hit in hits.items() if pattern in ("no_norm", "no_embeddings")]
-    positive = [
-        hit for pattern, hit in hits.items() if pattern not in ("no_norm", "no_embeddings")
-    ] or [trainable]
-    chosen = [
-        any(hit[i] for hit in positive) and not any(hit[i] for hit in negative)
-        for i in range(len(params))
-    ]
-    if not any(c and t for c, t in zip(chosen, trainable, strict=True)):
+    if not any(choose(patterns, params, names, model)):
         raise ValueError(
             f"sam_where={list(patterns)} leaves no trainable parameter to perturb; drop a no_* "
-            f"pattern"
+            "pattern"
         )
-    return chosen
+
+
+def _matches(
+    pattern: str, params: Sequence[Tensor], names: Sequence[str], model: nn.Module
+) -> list[bool]:
+    """Return which parameters a pattern names, also one that is to be left out."""
+    norm, embedding = kinds_of(model)
+    if pattern == "all":
+        return [True] * len(params)
+    if pattern in ("norm", "no_norm"):
+        return [id(p) in norm for p in params]
+    if pattern == "no_embeddings":
+        return [id(p) in embedding for p in params]
+    try:
+        expression = re.compile(pattern)
+    except re.error as error:
+        raise ValueError(
+            f"sam_where={pattern!r} is neither one of {', '.join(KINDS)} nor a regular "
+            f"expression: {error}"
+        ) from None
+    return [expression.search(name) is not None for name in names]

@@ -142,7 +142,9 @@ def outcome(trainer: SAMTrainer) -> Found:
         for entry in trainer.state.log_history
         if "loss" in entry
     ]
-    held = sum(p.to_local().numel() if isinstance(p, DTensor) else 0 for p in trainer._params)
+    held = sum(
+        p.to_local().numel() if isinstance(p, DTensor) else 0 for p in trainer._parameters.params
+    )
     weights = [whole(p) for p in trainer.model.parameters()]
     return {"weights": weights, "logs": logs, "held": held}
 
@@ -207,7 +209,7 @@ def fsdp2_plugin(folder: Path) -> Found:
 
 def handed_over(trainer: SAMTrainer, folder: Path) -> Found:
     """Return the method's whole state, and whether reading it from one process's file cuts it."""
-    method, engine, params = trainer._method, trainer._engine, trainer._params
+    method, engine, params = trainer._method, trainer._engine, trainer._parameters.params
     state = method.state_dict()
 
     def gathered(value: Any) -> Any:
@@ -217,7 +219,7 @@ def handed_over(trainer: SAMTrainer, folder: Path) -> Found:
         return Vector(None if t is None else whole(engine.like(p, t)) for p, t in pairs)
 
     everything = {key: gathered(value) for key, value in state.items()}
-    described, names = method.describe(), trainer._names
+    described, names = method.describe(), trainer._parameters.names
     main = trainer.is_world_process_zero()
     save_state(folder, described, everything, names, params, Engine(), main=main)
     torch.distributed.barrier()

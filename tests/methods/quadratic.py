@@ -62,14 +62,19 @@ class Quadratic:
         """The perturbation of pass number i of the last update."""
         return self.seen[i] - self.w
 
+    def descend(self, update: Tensor, lr: float = LR) -> None:
+        """Move the weights against an update."""
+        with torch.no_grad():
+            for p, u in zip(
+                self.params, update.split([p.numel() for p in self.params]), strict=True
+            ):
+                p -= lr * u
+
     def train(self, method: Method, steps: int, lr: float = LR, **more: Any) -> list[Tensor]:
         """Plain gradient descent with the method's updates; the weights after each."""
         path = []
         for step in range(steps):
-            update = method(self.at(step, **more))
-            with torch.no_grad():
-                for p, u in zip(self.params, update, strict=True):
-                    p -= lr * u
+            self.descend(self.update(method, step, **more), lr)
             path.append(self.w)
         return path
 

@@ -20,6 +20,21 @@ from hf_sam import (
     StableSAM,
 )
 from tests.methods.quadratic import LR, A, Quadratic, close
+from tests.references import REFERENCES, by_hand
+
+
+@pytest.mark.parametrize("key", [key for key in REFERENCES if by_hand(key)])
+def test_examples_worked_out_on_paper(key: str) -> None:
+    for example in by_hand(key):
+        q, method = Quadratic(), METHODS[key](**example.options)
+        q.gradients = None if example.gradients is None else [list(g) for g in example.gradients]
+        for step in range(max(len(example.eps), len(example.weights))):
+            update = q.update(method, step)
+            if example.eps:
+                close(q.eps(), example.eps[step])
+            if example.weights:
+                q.descend(update)
+                close(q.w, example.weights[step])
 
 
 class TestSAM:

@@ -3,13 +3,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from hf_sam import METHODS, RSAM, Landscape, LookSAM, Plain, Progress
+from hf_sam import METHODS, RSAM, Landscape, LookSAM, Plain, Progress, Vector
+from hf_sam.engine.checkpoint import load_state, save_state
+from hf_sam.landscape import Engine
 from hf_sam.methods.rsam import CHUNK, normal
 from tests.methods.quadratic import Quadratic, close
 from tests.toys import Bowl
@@ -205,3 +208,17 @@ def test_memory_is_what_the_page_says(key: str, extra: int, state: int) -> None:
     if key == "looksam":
         between = found[1:5]
         assert max(between) - 1 == pytest.approx(1, abs=0.15)
+
+
+@pytest.mark.parametrize("name", ["sam_state.json", "sam_state.safetensors"])
+@pytest.mark.parametrize("content", [b"", b'{"method": {"name": "LookSAM"', b"{}"])
+def test_a_broken_state_is_named(name: str, content: bytes, tmp_path: Path) -> None:
+    """A training that was killed while it wrote leaves no such file; a full disk may."""
+    params = [torch.nn.Parameter(torch.ones(2))]
+    method, here = LookSAM(), (["w"], params, Engine())
+    method.state.update(updates=3, vertical=Vector([torch.ones(2)]))
+    save_state(tmp_path, method.describe(), method.state_dict(), *here, main=True)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["sam_state.json", "sam_state.safetensors"]
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=f"{tmp_path}.*LookSAM in it is broken"):
+        load_state(tmp_path, method.describe(), *here)

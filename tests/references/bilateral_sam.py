@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """u = g(w + rho e) + g(w) - |g(w + rho e)| / |g(w - r e)| g(w - r e), e = g / |g|, r ~ lr."""
 
+from typing import Any
+
 import numpy as np
 
 from tests.references.question import Question
@@ -16,3 +18,8 @@ class bilateral_sam:
         above = q.gradient(q.w + self.rho * e)
         below = q.gradient(q.w - self.rho_min * q.lr_ratio * e)
         return above + g - np.linalg.norm(above) / np.linalg.norm(below) * below
+
+
+OPTIONS: list[dict[str, Any]] = [
+    {"rho": 0.2, "rho_min": 0.1},
+]

@@ -2,6 +2,7 @@
 """eps = rho / beta g_S / |g_S| on random tensors S, u = g there of the examples that rise most."""
 
 import math
+from typing import Any
 
 import numpy as np
 import torch
@@ -36,3 +37,9 @@ class esam:
             count = math.ceil(self.gamma * len(batch))
             kept += sorted(batch, key=lambda i: -rise[i])[:count]
         return q.part(kept)(there)
+
+
+OPTIONS: list[dict[str, Any]] = [
+    {"beta": 1.0, "gamma": 0.6, "rho": 0.2},
+    {"beta": 0.3, "gamma": 1.0},
+]

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """m = decay m + (1 - decay) g, d = g - sigma m, u = g(w + rho d / |d|); the first d is g."""
 
+from typing import Any
+
 import numpy as np
 
 from tests.references.question import Question
@@ -21,3 +23,8 @@ class friendly_sam:
     def __call__(self, q: Question) -> np.ndarray:
         d = self.direction(q.gradient(q.w) * q.mask)
         return q.gradient(q.w + self.rho * d / np.linalg.norm(d))
+
+
+OPTIONS: list[dict[str, Any]] = [
+    {"sigma": 0.5, "decay": 0.6},
+]

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Every k: u = gs = g(w + eps), gv = gs - (gs.g / g.g) g; else u = g + alpha |g| / |gv| gv."""
 
+from typing import Any
+
 import numpy as np
 
 from tests.references.question import Question
@@ -35,3 +37,9 @@ class looksam:
             self.gv = gs - (gs @ g) / (g @ g) * g
             return gs
         return g + self.alpha * np.linalg.norm(g) / np.linalg.norm(self.gv) * self.gv
+
+
+OPTIONS: list[dict[str, Any]] = [
+    {"k": 3, "alpha": 0.7, "layerwise": "unit"},
+    {"k": 3, "alpha": 0.7, "layerwise": "trust"},
+]

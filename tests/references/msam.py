@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """u = mean over the examples' groups j of g_j(w + rho g_j / |g_j|), weighted by their sizes."""
 
+from typing import Any
+
 import numpy as np
 
 from tests.references.question import Question
@@ -20,3 +22,9 @@ class msam:
             g = gradient(q.w) * q.mask
             u += len(group) / n * gradient(q.w + self.rho * g / np.linalg.norm(g))
         return u
+
+
+OPTIONS: list[dict[str, Any]] = [
+    {"micro_batches": 2, "rho": 0.2},
+    {"micro_batches": 1},
+]

@@ -3,6 +3,7 @@
 
 import math
 from statistics import NormalDist
+from typing import Any
 
 import numpy as np
 
@@ -38,3 +39,8 @@ class rsam:
         noise = self.noise(q)
         v = noise + self.lam * q.gradient(q.w + noise) * q.mask
         return q.gradient(q.w + self.rho * v / np.linalg.norm(v))
+
+
+OPTIONS: list[dict[str, Any]] = [
+    {"sigma": 0.1, "lam": 0.3},
+]

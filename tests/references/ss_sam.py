@@ -2,6 +2,7 @@
 """SAM where the update's coin falls below p(t / T), else nothing."""
 
 import math
+from typing import Any
 
 import numpy as np
 import torch
@@ -44,3 +45,10 @@ class ss_sam:
             return g
         g = g * q.mask
         return q.gradient(q.w + self.rho * g / np.linalg.norm(g))
+
+
+OPTIONS: list[dict[str, Any]] = [
+    {"schedule": "constant", "p_start": 0.5},
+    {"schedule": "piecewise", "p_start": 0.3, "p_end": 0.9, "switch": 0.4},
+    {"schedule": "trigonometric", "p_start": 1.0, "p_end": 0.2},
+]

@@ -2,6 +2,7 @@
 """u = g(w + mask * rho g / |g|), mask: random, then its least weights are exchanged for others."""
 
 import math
+from typing import Any
 
 import numpy as np
 import torch
@@ -62,3 +63,9 @@ class ssam_d:
         g = q.gradient(q.w) * q.mask
         eps = self.rho * g / np.linalg.norm(g) * self.mask[: len(q.w)]
         return q.gradient(q.w + eps)
+
+
+OPTIONS: list[dict[str, Any]] = [
+    {"sparsity": 0.8, "update_interval": 3},
+    {"update_interval": 2, "drop": "weight", "growth": "gradient", "drop_rate": 0.9},
+]

@@ -2,6 +2,7 @@
 """u = g(w + mask * rho g / |g|), mask: where single examples' squared gradients are largest."""
 
 import math
+from typing import Any
 
 import numpy as np
 import torch
@@ -62,3 +63,12 @@ class ssam_f:
         g = q.gradient(q.w) * q.mask
         eps = self.rho * g / np.linalg.norm(g) * self.mask[: len(q.w)]
         return q.gradient(q.w + eps)
+
+
+DEFAULTS: list[dict[str, Any]] = []
+OPTIONS: list[dict[str, Any]] = [
+    {"fisher_samples": 4},
+    {"fisher_samples": 4, "sparsity": 0.8, "update_interval": 3},
+    {"fisher_samples": 4, "update_interval": 3, "pattern": "structured"},
+    {"fisher_samples": 4, "update_interval": 3, "pattern": "2:4"},
+]
