@@ -10,8 +10,9 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from hf_sam import METHODS, Method
-from hf_sam.arguments import by_name, parse_options
+from hf_sam.arguments import by_name
 from hf_sam.parts.base import nearest
+from hf_sam.texts import parse_options
 
 TARGETS: dict[str, float | None] = {
     "none": None,

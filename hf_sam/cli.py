@@ -4,24 +4,19 @@
 from __future__ import annotations
 
 import argparse
-import inspect
 import sys
-import textwrap
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import MISSING, Field, dataclass, fields
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 from . import __version__
-
-if TYPE_CHECKING:
-    from .methods import Method
-
-GENERATED = "<!-- written by `hf-sam docs`: change the docstrings instead -->"
-HEADINGS = ("Update", "Cost", "Defaults", "Deviations", "When it does not help")
-ATTRIBUTES = "\nAttributes:\n"
-EXAMPLE = "\nExample:\n"
-COLUMNS = ("key", "paper", "passes per update", "extra memory (P)", "state", "when to use")
+from .pages import (
+    COLUMNS,
+    arguments_markdown,
+    engines_markdown,
+    explain_text,
+    methods_markdown,
+    rows,
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -60,104 +55,6 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-# -- reading docstrings -----------------------------------------------------------------------
-
-
-@dataclass
-class Page:
-    """A method's docstring, taken apart.
-
-    Attributes:
-        title: its first line.
-        body: everything up to the attributes.
-        attributes: what is said of each field.
-    """
-
-    title: str
-    body: str
-    attributes: dict[str, str]
-
-
-def page_of(kind: type) -> Page:
-    """Return a class's docstring, taken apart; what it does not say of a field, its bases do."""
-    title, _, rest = inspect.getdoc(kind).partition("\n")  # type: ignore[union-attr]
-    attributes: dict[str, str] = {}
-    for base in reversed(kind.__mro__):
-        attributes.update(_attributes(inspect.cleandoc(base.__doc__ or "")))
-    return Page(title, rest.partition(ATTRIBUTES)[0].strip("\n"), attributes)
-
-
-def _attributes(doc: str) -> dict[str, str]:
-    """Return what a docstring says of each field."""
-    found: dict[str, str] = {}
-    name = ""
-    for line in doc.partition(ATTRIBUTES)[2].partition(EXAMPLE)[0].splitlines():
-        if line.startswith("    ") and line[4:5] not in ("", " "):
-            name, _, text = line.strip().partition(": ")
-            found[name] = text
-        elif line.strip():
-            found[name] += " " + line.strip()
-    return found
-
-
-def options_of(kind: type) -> list[Field[Any]]:
-    """Return the fields that `sam_rho` and `sam_options` reach, the shared ones last."""
-    return sorted(
-        (f for f in fields(kind) if not f.metadata.get("python")), key=lambda f: bool(f.kw_only)
-    )
-
-
-def default_of(f: Field[Any]) -> Any:
-    """Return a field's default."""
-    if f.default_factory is not MISSING:
-        return f.default_factory()
-    return f.default
-
-
-def allowed(f: Field[Any]) -> str:
-    """Return in words which values a field takes, as its metadata says."""
-    rules = f.metadata
-    if "choices" in rules:
-        return "one of " + ", ".join(rules["choices"])
-    if "low" not in rules:
-        return ""
-    words = f"from {rules['low']:g}" + (f" to {rules['high']:g}" if "high" in rules else "")
-    return words + (", a whole number" if rules.get("whole") else "")
-
-
-def known_method(key: str) -> type[Method]:
-    """Return `METHODS[key]`.
-
-    Raises:
-        ValueError: no such key.
-    """
-    from .methods import METHODS
-    from .parts.base import nearest
-
-    if key not in METHODS:
-        listed = ", ".join(METHODS)
-        raise ValueError(f"{key!r} is not a method; choose from {listed}{nearest(key, METHODS)}")
-    return METHODS[key]
-
-
-def rows() -> list[tuple[str, ...]]:
-    """Return the table of methods, a row of `COLUMNS` each."""
-    from .methods import METHODS
-
-    return [
-        (key, kind.paper, kind.passes, kind.memory, "saved" if keeps(kind) else "none", kind.use)
-        for key, kind in METHODS.items()
-    ]
-
-
-def keeps(kind: type[Method]) -> bool:
-    """Return whether a method carries anything from update to update."""
-    return kind().keeps_state
-
-
-# -- on the terminal --------------------------------------------------------------------------
-
-
 def print_methods() -> None:
     """Print the table of methods."""
     from rich.box import SIMPLE_HEAD
@@ -169,39 +66,6 @@ def print_methods() -> None:
         table.add_row(*row)
     Console(width=None if sys.stdout.isatty() else 160).print(table)
     print("P: one copy of the trainable parameters. A method's page: hf-sam explain KEY")
-
-
-def explain_text(key: str) -> str:
-    """Return a method's page as plain text.
-
-    Raises:
-        ValueError: no such method.
-    """
-    kind = known_method(key)
-    page, options = page_of(kind), options_of(kind)
-    lines = [f"{key}  (hf_sam.{kind.__name__})", "", page.title, "", page.body]
-    if options:
-        lines += ["", "Options:"]
-    for f in options:
-        rule = f"  ({allowed(f)})" if allowed(f) else ""
-        lines.append(f"  {flag(f)} = {default_of(f)}{rule}")
-        indent = " " * 6
-        text = page.attributes.get(f.name, "")
-        lines.append(textwrap.fill(text, 96, initial_indent=indent, subsequent_indent=indent))
-    return "\n".join([*lines, "", "Use:", f"  {usage(key, options)}"])
-
-
-def flag(f: Field[Any]) -> str:
-    """Return the name under which a user sets a field."""
-    return "sam_rho" if f.name == "rho" else f.name
-
-
-def usage(key: str, options: Iterable[Field[Any]]) -> str:
-    """Return the training arguments that select a method with its own defaults."""
-    named = {f.name: default_of(f) for f in options}
-    rho = f", sam_rho={named.pop('rho')}" if "rho" in named else ""
-    given = f", sam_options={named!r}" if named else ""
-    return f'SAMTrainingArguments("out", sam="{key}"{rho}{given})'
 
 
 def env_text() -> str:
@@ -223,9 +87,6 @@ def env_text() -> str:
     return "\n".join(f"{name:<14}{value}" for name, value in found)
 
 
-# -- as Markdown ------------------------------------------------------------------------------
-
-
 def write_docs(folder: Path) -> None:
     """Write methods.md, arguments.md and engines.md into a folder, and say so."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -237,136 +98,6 @@ def write_docs(folder: Path) -> None:
     for name, text in pages.items():
         (folder / name).write_text(text, encoding="utf-8")
         print(f"wrote {folder / name}")
-
-
-def methods_markdown() -> str:
-    """Return the table of methods and every method's page."""
-    from .methods import METHODS
-
-    linked = [(f"[`{row[0]}`](#{row[0]})", *row[1:]) for row in rows()]
-    parts = [
-        "# Methods",
-        GENERATED,
-        "P is one copy of the trainable parameters. Select a method with `sam=KEY`.",
-        table_markdown(COLUMNS, linked),
-    ]
-    for key, kind in METHODS.items():
-        page, options = page_of(kind), options_of(kind)
-        parts += [f"## {key}", f"`hf_sam.{kind.__name__}`: {escape(page.title)}"]
-        parts.append(body_markdown(page.body))
-        if options:
-            parts.append(options_markdown(page, options))
-        parts.append(f"```python\n{usage(key, options)}\n```")
-    return "\n\n".join(parts) + "\n"
-
-
-def options_markdown(page: Page, options: Iterable[Field[Any]]) -> str:
-    """Return the table of a method's options."""
-    head = ("option", "default", "allowed", "meaning")
-    return table_markdown(
-        head,
-        [
-            (
-                f"`{flag(f)}`",
-                f"`{default_of(f)}`",
-                allowed(f),
-                page.attributes.get(f.name, ""),
-            )
-            for f in options
-        ],
-    )
-
-
-def arguments_markdown() -> str:
-    """Return the page of `SAMArguments`, with the schedules that its texts name."""
-    from .arguments import SAMArguments
-    from .parts.radius import SCHEDULES as RADII
-    from .parts.when import COINS, SCHEDULES
-
-    every = [
-        (f"`{f.name}`", f"`{default_of(f)!r}`", f.metadata["help"]) for f in fields(SAMArguments)
-    ]
-    when = [*forms(SCHEDULES), *forms(COINS, "random:")]
-    parts = [
-        "# Arguments",
-        GENERATED,
-        "The fields of `SAMTrainingArguments` beside those of `TrainingArguments`; on a command "
-        "line `--sam`, `--sam_rho` and so on.",
-        table_markdown(("argument", "default", "meaning"), every),
-        "## Schedules for `sam_when`",
-        table_markdown(("text", "updates that are perturbed"), when),
-        "## Schedules for `sam_rho`",
-        table_markdown(("text", "radius"), forms(RADII)),
-    ]
-    return "\n\n".join(parts) + "\n"
-
-
-def forms(known: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:
-    """Return how each schedule is written, and its docstring's first line."""
-    from .arguments import _form
-
-    return [(f"`{prefix}{_form(kind)}`", page_of(kind).title) for kind in known.values()]
-
-
-def engines_markdown() -> str:
-    """Return the page of engines, from the table that decides at start-up."""
-    from .engine.table import ENGINES
-
-    parts = [
-        "# Engines",
-        GENERATED,
-        "What SAM works with, and what is refused at start-up.",
-        table_markdown(("engine", "methods", "why"), [(r.name, r.methods, r.why) for r in ENGINES]),
-    ]
-    return "\n\n".join(parts) + "\n"
-
-
-def table_markdown(head: Sequence[str], body: Iterable[Sequence[str]]) -> str:
-    """Return a Markdown table."""
-    lines = [list(head), ["---"] * len(head), *([escape(c) for c in row] for row in body)]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
-def escape(text: str) -> str:
-    """Return text in which Markdown finds neither a table's bar nor emphasis, outside of code."""
-    parts = text.split("`")
-    for i in range(0, len(parts), 2):
-        parts[i] = parts[i].replace("*", r"\*").replace("<", "&lt;")
-    return "`".join(parts).replace("|", r"\|")
-
-
-def body_markdown(body: str) -> str:
-    """Return a docstring's body as Markdown: literal blocks fenced, headings bold."""
-    return "\n\n".join(_blocks(body))
-
-
-def _blocks(body: str) -> Iterator[str]:
-    literal: list[str] = []
-    for block in body.split("\n\n"):
-        if block.startswith("    "):
-            literal.append(block)
-            continue
-        if literal:
-            yield _fenced(literal)
-            literal = []
-        if block.strip() != "::":
-            yield _paragraph(block)
-    if literal:
-        yield _fenced(literal)
-
-
-def _fenced(blocks: list[str]) -> str:
-    text = inspect.cleandoc("\n" + "\n\n".join(blocks))
-    return f"```text\n{text}\n```"
-
-
-def _paragraph(block: str) -> str:
-    heading, colon, rest = block.partition(":")
-    if colon and heading.startswith(HEADINGS):
-        text = escape(rest.removeprefix(":")).strip()
-        formula = text.split(" ")[1:2] == ["="]
-        return f"**{heading}.** {text if formula else text[:1].upper() + text[1:]}".strip()
-    return escape(block)
 
 
 if __name__ == "__main__":

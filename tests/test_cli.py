@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from hf_sam import METHODS, SAMTrainingArguments, cli
+from hf_sam import METHODS, SAMTrainingArguments, cli, pages
 from hf_sam.engine.table import ENGINES
 
 SECTIONS = (
@@ -50,11 +50,11 @@ def test_the_table_has_every_method(capsys: pytest.CaptureFixture[str]) -> None:
     printed = capsys.readouterr().out
     first = {line.split()[0] for line in printed.splitlines() if line.strip()}
     assert set(METHODS) <= first
-    assert all(column in printed for column in cli.COLUMNS)
+    assert all(column in printed for column in pages.COLUMNS)
 
 
 def test_the_rows_are_the_classes() -> None:
-    rows = {row[0]: row[1:] for row in cli.rows()}
+    rows = {row[0]: row[1:] for row in pages.rows()}
     assert rows.keys() == METHODS.keys()
     for key, kind in METHODS.items():
         state = "saved" if kind().keeps_state else "none"
@@ -72,13 +72,13 @@ def test_explain_is_the_docstring_and_the_fields(
     documented = inspect.getdoc(kind).partition("\nAttributes:")[0]
     for line in documented.splitlines():
         assert line.strip() in printed
-    for f in cli.options_of(kind):
-        assert f"  {cli.flag(f)} = {cli.default_of(f)}" in printed
+    for f in pages.options_of(kind):
+        assert f"  {pages.flag(f)} = {pages.default_of(f)}" in printed
 
 
 @every_key
 def test_the_use_that_a_page_shows_builds_the_defaults(key: str) -> None:
-    text = cli.usage(key, cli.options_of(METHODS[key]))
+    text = pages.usage(key, pages.options_of(METHODS[key]))
     args = eval(text.replace('("out"', '("out", use_cpu=True'), {**globals()})
     from hf_sam.arguments import build_method
 
@@ -99,11 +99,11 @@ def test_docs(tmp_path: Path) -> None:
     )
     for key, kind in METHODS.items():
         assert f"\n## {key}\n" in methods and f"[`{key}`](#{key})" in methods
-        assert all(f"| `{cli.flag(f)}` |" in methods for f in cli.options_of(kind))
+        assert all(f"| `{pages.flag(f)}` |" in methods for f in pages.options_of(kind))
     assert all(f"| `{f.name}` |" in arguments for f in dataclasses.fields(cli_arguments()))
     assert "`random:piecewise:P_START:P_END:SWITCH`" in arguments
     assert all(
-        cli.escape(row.name) in engines and cli.escape(row.why) in engines for row in ENGINES
+        pages.escape(row.name) in engines and pages.escape(row.why) in engines for row in ENGINES
     )
 
 
@@ -127,9 +127,9 @@ def test_tables_are_well_formed(tmp_path: Path) -> None:
 
 
 def test_markdown() -> None:
-    assert cli.escape("a *b* |c| <d> `|e| *f*`") == r"a \*b\* \|c\| &lt;d> `\|e\| *f*`"
+    assert pages.escape("a *b* |c| <d> `|e| *f*`") == r"a \*b\* \|c\| &lt;d> `\|e\| *f*`"
     body = "Update::\n\n    u = x\n\n    v = y\n\nCost: two.\n\nPlain text: with a colon late on."
-    assert cli.body_markdown(body).split("\n\n") == [
+    assert pages.body_markdown(body).split("\n\n") == [
         "**Update.**",
         "```text\nu = x",
         "v = y\n```",
@@ -155,8 +155,8 @@ def test_a_page_has_its_sections_in_order(key: str) -> None:
 @every_sam
 def test_a_page_describes_every_field(key: str) -> None:
     kind = METHODS[key]
-    assert set(cli.page_of(kind).attributes) == {f.name for f in dataclasses.fields(kind)}
-    assert all(cli.page_of(kind).attributes.values())
+    assert set(pages.page_of(kind).attributes) == {f.name for f in dataclasses.fields(kind)}
+    assert all(pages.page_of(kind).attributes.values())
     assert all(f.metadata.get("help") for f in dataclasses.fields(kind))
     assert kind.paper and kind.passes and kind.memory and kind.use
 
@@ -166,8 +166,8 @@ def test_a_page_names_what_its_own_fields_hold(key: str) -> None:
     """Every number that the class itself sets stands in its paragraph on defaults."""
     kind = METHODS[key]
     paragraph = inspect.getdoc(kind).partition("\nDefaults:")[2].split("\n\n")[0]
-    for f in cli.options_of(kind):
+    for f in pages.options_of(kind):
         if f.name in kind.__annotations__:
-            default = cli.default_of(f)
+            default = pages.default_of(f)
             if isinstance(default, (int, float)):
                 assert f"{default:g}" in paragraph, f"{f.name} = {default}"

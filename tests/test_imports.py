@@ -23,7 +23,8 @@ MAY_IMPORT = {
     "landscape": {"vector"},
     "parts": {"vector", "landscape"},
     "methods": {"vector", "landscape", "parts"},
-    "arguments": {"vector", "landscape", "parts", "methods"},
+    "texts": {"parts"},
+    "arguments": {"vector", "landscape", "parts", "methods", "texts"},
     "engine": {"vector", "landscape"},
     "host": {"vector", "landscape"},
     "callbacks": {"vector", "landscape"},
@@ -33,7 +34,7 @@ MAY_IMPORT = {
         *("engine", "host", "callbacks", "__version__"),
     },
 }
-OUTERMOST = {"__init__", "__main__", "cli"}  # may import every room
+OUTERMOST = {"__init__", "__main__", "cli", "pages"}  # may import every room
 MATHEMATICS = {"vector", "landscape", "parts", "methods"}
 OPTIONAL = {"datasets", "evaluate", "matplotlib", "peft", "scipy", "sklearn"}
 

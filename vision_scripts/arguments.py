@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_sam import SAMTrainingArguments
-from hf_sam.arguments import parse_options
+from hf_sam.texts import parse_options
 from shared_scripts.arguments import HubArguments, InputError, check_positive, parse
 
 RECIPES = Path(__file__).parent / "recipes"

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,30 +14,12 @@ from ..vector import Selection, Vector
 from .data import Data
 from .passes import average_, on_present, run_pass
 from .perturbation import Masked, Perturbation
-from .protocol import Averaging, Backward, Engine
+from .protocol import Ascending, Averaging, Backward, Engine
 from .readings import Standing
-from .update import Progress, Update
+from .update import Context, Progress, Update
 
 
-class Ascending(Protocol):
-    """What `Landscape.ascent` wants to know of a method.
-
-    Attributes:
-        local_ascent: whether its ascent gradient may stay each process's own.
-        needs_here: whether it uses the ascent gradient for more than the perturbation.
-        ascent_fraction: share of the examples that the ascent gradient looks at.
-    """
-
-    @property
-    def local_ascent(self) -> bool: ...  # noqa: D102
-
-    @property
-    def needs_here(self) -> bool: ...  # noqa: D102
-
-    ascent_fraction: float
-
-
-class Landscape:
+class Landscape(Context):
     """The loss of one update's data as a function of the weights, asked where the weights stand.
 
     `gradient()` is one pass: forward and backward over all micro-batches. `with at.perturbed(eps):`
@@ -211,19 +193,9 @@ class Landscape:
     # -- what was found -------------------------------------------------------------------------
 
     @property
-    def loss(self) -> Tensor | None:
-        """The clean loss, `()`: that of the first pass. None before it."""
-        return self.update.readings.loss
-
-    @property
     def losses(self) -> list[Tensor]:
         """The per-example losses of the last pass, (B,) per micro-batch, where they were wanted."""
         return self._losses
-
-    @property
-    def readings(self) -> dict[str, Tensor]:
-        """`()` tensors for the log, by name."""
-        return self.update.readings.values
 
     def mean_loss(self) -> Tensor:
         """Return the loss of the first pass, averaged over processes, as a `()` tensor."""
@@ -235,47 +207,6 @@ class Landscape:
     def skip(self, skipped: Tensor) -> None:
         """Note (a `()` bool tensor) that a direction had no length to perturb along."""
         self.update.readings.skip(skipped)
-
-    # -- the update's context -------------------------------------------------------------------
-
-    @property
-    def params(self) -> Sequence[Tensor]:
-        """The P trainable parameters."""
-        return self.update.params
-
-    @property
-    def names(self) -> Sequence[str] | None:
-        """The parameters' names, where they are known."""
-        return self.update.names
-
-    @property
-    def progress(self) -> Progress:
-        """Where in the run this update stands."""
-        return self.update.progress
-
-    @property
-    def seed(self) -> int:
-        """The run's seed."""
-        return self.update.seed
-
-    @property
-    def generator(self) -> torch.Generator:
-        """A CPU generator of this update's own, a function of (seed, step), equal everywhere."""
-        return self.update.generator
-
-    @property
-    def where(self) -> Selection:
-        """The parameters that may be perturbed."""
-        return self.update.perturbable
-
-    def weights(self) -> Vector:
-        """Return the weights as they stand now, without copying: read only."""
-        engine = self.update.engine
-        return Vector(engine.held(self.params), engine.placement)
-
-    def rows(self, i: int, whole: Tensor) -> Tensor:
-        """Return the rows that this process holds of a tensor of parameter i's full shape."""
-        return self.update.engine.rows(self.params[i], whole)
 
     # -- other data -----------------------------------------------------------------------------
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a Landscape asks of those who run its passes: of a backward, of batches, and of an engine.
+"""What a Landscape asks of a method, of batches and their backward, and of an engine.
 
 The mathematics owns this contract, and `hf_sam.engine` implements it for several processes, so that
 nothing in `landscape`, `parts` or `methods` knows of a process group.
@@ -29,6 +29,24 @@ class Backward(Protocol):
     def __call__(self, batch: Any, share: Any = 1.0, **with_losses: bool) -> Any:
         """Run forward and backward; see the class."""
         ...
+
+
+class Ascending(Protocol):
+    """What `Landscape.ascent` wants to know of a method.
+
+    Attributes:
+        local_ascent: whether its ascent gradient may stay each process's own.
+        needs_here: whether it uses the ascent gradient for more than the perturbation.
+        ascent_fraction: share of the examples that the ascent gradient looks at.
+    """
+
+    @property
+    def local_ascent(self) -> bool: ...  # noqa: D102
+
+    @property
+    def needs_here(self) -> bool: ...  # noqa: D102
+
+    ascent_fraction: float
 
 
 class BatchOps(Protocol):

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..vector import Selection
+from ..vector import Selection, Vector
 from .protocol import Averaging, Backward, Engine
 from .readings import Readings
 from .replay import Replay
@@ -104,3 +104,62 @@ class Update:
         # Odd multipliers, so that neighbouring seeds and steps give unrelated states.
         mixed = self.seed * 0x9E3779B97F4A7C15 + self.progress.step * 0xD1B54A32D192ED03 + 1
         return torch.Generator().manual_seed(mixed % (1 << 63))
+
+
+class Context:
+    """What a method may look at of an update, beside asking for gradients.
+
+    Attributes:
+        update: what the passes of the update have in common.
+    """
+
+    update: Update
+
+    @property
+    def params(self) -> Sequence[Tensor]:
+        """The P trainable parameters."""
+        return self.update.params
+
+    @property
+    def names(self) -> Sequence[str] | None:
+        """The parameters' names, where they are known."""
+        return self.update.names
+
+    @property
+    def where(self) -> Selection:
+        """The parameters that may be perturbed."""
+        return self.update.perturbable
+
+    @property
+    def progress(self) -> Progress:
+        """Where in the run this update stands."""
+        return self.update.progress
+
+    @property
+    def seed(self) -> int:
+        """The run's seed."""
+        return self.update.seed
+
+    @property
+    def generator(self) -> torch.Generator:
+        """A CPU generator of this update's own, a function of (seed, step), equal everywhere."""
+        return self.update.generator
+
+    @property
+    def loss(self) -> Tensor | None:
+        """The clean loss, `()`: that of the first pass. None before it."""
+        return self.update.readings.loss
+
+    @property
+    def readings(self) -> dict[str, Tensor]:
+        """`()` tensors for the log, by name."""
+        return self.update.readings.values
+
+    def weights(self) -> Vector:
+        """Return the weights as they stand now, without copying: read only."""
+        engine = self.update.engine
+        return Vector(engine.held(self.params), engine.placement)
+
+    def rows(self, i: int, whole: Tensor) -> Tensor:
+        """Return the rows that this process holds of a tensor of parameter i's full shape."""
+        return self.update.engine.rows(self.params[i], whole)

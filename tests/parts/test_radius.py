@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from hf_sam import SAM, LookSAM, Progress, Vector
-from hf_sam.arguments import parse_rho
 from hf_sam.parts.radius import budget, layer_radius
+from hf_sam.texts import parse_rho
 from tests.methods.quadratic import Quadratic, close
 from tests.toys import Bowl
 

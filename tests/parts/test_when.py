@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from hf_sam import RSAM, SAM, LookSAM, Plain, Progress, Vector, When
-from hf_sam.arguments import parse_when
 from hf_sam.parts.when import adaptive, constant, linear, piecewise, trigonometric
+from hf_sam.texts import parse_when
 from tests.toys import Bowl
 
 
