@@ -109,6 +109,15 @@ def rows() -> list[tuple[str, ...]]:
     ]
 
 
+def readme_table() -> str:
+    """Return the table of methods that README shows."""
+    head = ("key", "paper", "passes", "extra memory, in P", "when to use")
+    body = [
+        (f"`{key}`", paper, passes, memory, use) for key, paper, passes, memory, _, use in rows()
+    ]
+    return table_markdown(head, body)
+
+
 def keeps(kind: type[Method]) -> bool:
     """Return whether a method carries anything from update to update."""
     return kind().keeps_state

@@ -18,9 +18,10 @@ class Method(Part):
 
     Class attributes:
         paper: "authors, venue, arXiv id".
-        passes: forward-backward passes per update, as text that begins with their mean number.
-        memory: extra memory beyond the plain Trainer, in P (copies of the trainable parameters), as
-            text that begins with a number.
+        passes: forward-backward passes per update at the defaults, as text: their mean number
+            comes first, or stands in brackets behind a formula.
+        memory: peak memory beyond the plain Trainer's at the defaults, in P (copies of the
+            trainable parameters), as text that begins with a number.
         use: when to use it, in a few words.
         stateful: whether it carries state from update to update.
         needs_here: whether the update uses the ascent gradient for more than the perturbation.

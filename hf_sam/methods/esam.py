@@ -52,7 +52,7 @@ class ESAM(Method):
     """
 
     paper = "Du et al., ICLR 2022, arXiv 2110.03141"
-    passes = "about 1.7"
+    passes = "1.5, and a forward"
     memory = "1"
     use = "cheaper SAM for full fine-tuning and images"
 

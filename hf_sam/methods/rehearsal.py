@@ -33,6 +33,7 @@ class Asks:
         draws: it looks at training examples beyond the update's.
         starts_at_w: its first pass is the whole gradient at w.
         groups: how many groups of an update's examples it perturbs, each for itself.
+        passes: examples that it goes backward through, per example of an update, on average.
     """
 
     examples: bool
@@ -40,6 +41,7 @@ class Asks:
     draws: bool
     starts_at_w: bool
     groups: int
+    passes: float
 
 
 def asks(method: Method, batches: int = 2) -> Asks:
@@ -61,6 +63,7 @@ def asks(method: Method, batches: int = 2) -> Asks:
         draws=any(notes.draws for notes in found),
         starts_at_w=found[0].starts_at_w,
         groups=max(notes.groups for notes in found),
+        passes=found[0].seen / (UPDATES * batches * EXAMPLES),
     )
 
 
@@ -71,6 +74,7 @@ class Notes:
         self.examples = self.losses = self.draws = False
         self.starts_at_w = True
         self.groups = 1
+        self.seen = 0
 
 
 def _rehearse(method: Method, batches: int) -> Notes:
@@ -118,6 +122,7 @@ def _one_update(method: Method, notes: Notes, step: int, batches: int) -> None:
     )
     method(Landscape.of(update, Data.by_examples([range(EXAMPLES)] * batches, Ranges(notes))))
     notes.groups = max(notes.groups, stage.groups)
+    notes.seen += stage.seen
 
 
 class Ranges:
