@@ -45,7 +45,7 @@ demo: $(INSTALLED)  ## a small BERT and a small ResNet with and without SAM: tab
 	$(RUN) -m glue_scripts.demo
 	$(RUN) -m vision_scripts.demo
 
-test: $(INSTALLED)  ## run the quick tests (one file: make test PYTEST_ARGS=tests/test_vector.py)
+test: $(INSTALLED)  ## run the quick tests (one file: make test PYTEST_ARGS=tests/test_landscape.py)
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 $(PYTEST_ARGS)
 
 test-distributed: $(INSTALLED)  ## run the tests that start several processes

@@ -35,10 +35,15 @@ def check_order(cls: type, mixin: type, base: type) -> None:
 
 @dataclass
 class SAMArguments:
-    """The `sam_*` fields, for any `TrainingArguments` class: `class C(SAMArguments, SFTConfig):
-    ...`.
+    """The `sam_*` fields, for any `TrainingArguments` class.
 
     A subclass becomes a dataclass by itself.
+
+    Example:
+        >>> from transformers import Seq2SeqTrainingArguments
+        >>> class SAMSeq2SeqArguments(SAMArguments, Seq2SeqTrainingArguments): ...
+        >>> SAMSeq2SeqArguments("out", sam="looksam", sam_options="k=3,alpha=0.2").sam_options
+        {'k': 3, 'alpha': 0.2}
     """
 
     sam: str = field(

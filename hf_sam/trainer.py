@@ -57,6 +57,10 @@ class SAMMixin(TrainerBase):
     clipping, GradScaler, logging and checkpoints stay Trainer's. The work of an update is done when
     its last micro-batch arrives.
 
+    Example:
+        >>> from transformers import Seq2SeqTrainer
+        >>> class SAMSeq2SeqTrainer(SAMMixin, Seq2SeqTrainer): ...
+
     Args:
         sam: a key of `METHODS` (overrides `args.sam`), a method object (copied), or None for what
             `args` say.
@@ -230,8 +234,9 @@ class SAMMixin(TrainerBase):
     def training_step(
         self, model: nn.Module, inputs: Any, num_items_in_batch: Any = None
     ) -> Tensor:
-        """Collect a micro-batch; with the update's last one run the method and write its result to
-        `p.grad`.
+        """Collect a micro-batch; with the last one of an update run the method.
+
+        The method's result is then in `p.grad`, where the optimizer finds it.
 
         Returns:
             `()` clean loss of the whole update with its last micro-batch, zero before.
@@ -412,6 +417,22 @@ class SAMMixin(TrainerBase):
 
 
 class SAMTrainer(SAMMixin, Trainer):
-    """Trainer with a SAM method: change `Trainer` to `SAMTrainer` and `TrainingArguments` to
-    `SAMTrainingArguments`.
+    """Trainer with a SAM method.
+
+    Change `Trainer` to `SAMTrainer`, and `TrainingArguments` to `SAMTrainingArguments`.
+
+    Example:
+        >>> import tempfile, torch
+        >>> from transformers import BertConfig, BertForSequenceClassification
+        >>> from hf_sam import SAMTrainingArguments
+        >>> config = BertConfig(vocab_size=9, hidden_size=8, num_hidden_layers=1,
+        ...     num_attention_heads=1, intermediate_size=8)
+        >>> data = [{"input_ids": [i, 1, 2], "labels": i % 2} for i in range(8)]
+        >>> args = SAMTrainingArguments(tempfile.mkdtemp(), sam="sam", sam_rho=0.01, max_steps=2,
+        ...     use_cpu=True, report_to="none", disable_tqdm=True, save_strategy="no")
+        >>> model = BertForSequenceClassification(config)
+        >>> trainer = SAMTrainer(model=model, args=args, train_dataset=data)
+        >>> trainer.train().global_step  # doctest: +ELLIPSIS
+        {...'train_loss': ...}
+        2
     """

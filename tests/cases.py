@@ -19,7 +19,7 @@ class Case:
         extra_p: peak memory beyond the plain Trainer, in copies of the trainable parameters.
         mask_p: the same for an update that makes a new mask.
         rho_zero: what makes it the plain Trainer (law 2).
-        rho_zero_exact: bit for bit, or to 1e-6 where architecture.md names an exception.
+        rho_zero_exact: bit for bit, or to 1e-6 for a method that is honestly inexact.
         cuts: its passes see parts of micro-batches, whose dropout masks and batch statistics
             differ.
         batch_coupled: draws or selects examples, so accumulation is visible (law 3).

@@ -466,7 +466,7 @@ def test_friendly_and_sparse_is_both(tmp_path: Path) -> None:
 
 PLACES = itertools.cycle([["all"], ["norm"], ["no_norm"], ["no_embeddings"], ["classifier"]])
 FREE = [key for key in KEYS if key not in SCHEDULED]
-DIAGONAL = [*zip(FREE, SCHEDULES, PLACES, strict=False)]
+DIAGONAL = [*zip(FREE, itertools.cycle(SCHEDULES), PLACES, strict=False)]
 DIAGONAL += [(key, "always", ["no_norm"]) for key in SCHEDULED]
 WITHOUT = [(k, w) for k, w in PAIRS if refusal(k, w)]
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Method state in a checkpoint folder: what the method was, and one tensor per state entry and
-parameter.
+"""Method state in a checkpoint folder.
 
+It says what the method was, and has one tensor per state entry and parameter.
 Where parameters are sharded each process writes its rows, with torch's distributed checkpoint; any
 number of processes can read either form.
 """

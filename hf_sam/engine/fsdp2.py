@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""FSDP2: parameters, gradients and perturbations are sharded by rows, and each rank works on its
-own rows.
+"""FSDP2: parameters, gradients and perturbations are sharded by rows.
+
+Each rank works on the rows that it holds.
 """
 
 from __future__ import annotations
@@ -130,8 +131,9 @@ class ShardedEngine(AcceleratedEngine):
 
     @contextmanager
     def no_sync(self, own: bool = False) -> Iterator[None]:
-        """Surround a pass whose gradient is not averaged yet; where it never should be (`own`),
-        all ranks see the same example.
+        """Surround a pass whose gradient is not averaged yet.
+
+        Where it never should be (`own`), all ranks see the same example.
         """
         state = self._accelerator.gradient_state
         if own or self._every_batch:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""DeepSpeed with ZeRO-1 or ZeRO-2: passes that it does not see, and one backward that hands it the
-update.
+"""DeepSpeed with ZeRO-1 or ZeRO-2.
+
+It does not see the passes; one backward hands it the update.
 """
 
 from __future__ import annotations
@@ -76,9 +77,7 @@ class DeepSpeedEngine(AcceleratedEngine):
         return torch.tensor(float(self._engine.optimizer.cur_scale), device=self._engine.device)
 
     def params(self, optimizer: Any) -> list[Tensor]:
-        """Return the trainable parameters in the optimizer's order, which now has flat partitions
-        of them.
-        """
+        """Return the trainable parameters, in the order of the optimizer's flat partitions."""
         zero = self._engine.optimizer
         groups = getattr(zero, "bit16_groups", None) or zero.bf16_groups
         return [p for group in groups for p in group]
@@ -114,8 +113,9 @@ class DeepSpeedEngine(AcceleratedEngine):
                 param.grad = grad if param.grad is None else param.grad.add_(grad)
 
     def take_grads(self, params: Sequence[Tensor]) -> list[Tensor | None]:
-        """Take ownership of the gradients, unscaled: of weights in fp16 in float32, for what is
-        unscaled would vanish in fp16.
+        """Take ownership of the gradients, unscaled.
+
+        Those of weights in fp16 become float32: unscaled they would vanish in fp16.
         """
         if self._scaling.scale is None:
             return super().take_grads(params)

@@ -29,14 +29,16 @@ class RunningMeans:
         self._perturbed = 0
 
     def want_cosine(self, step: int) -> bool:
-        """Return whether the update after `step` others should read the cosine: every tenth, and
-        the first perturbed one after a log.
+        """Return whether the update after `step` others should read the cosine.
+
+        Every tenth one does, and the first perturbed one after a log.
         """
         return step % COSINE_EVERY == 0 or "grad_cosine" not in self._sums
 
     def add(self, readings: dict[str, Tensor]) -> None:
-        """Take one update's readings, `()` tensors; without a perturbation it counts as a plain
-        update.
+        """Take one update's readings, `()` tensors.
+
+        Without a perturbation it counts as a plain update.
         """
         self._updates += 1
         if "perturbation_norm" not in readings:
@@ -50,8 +52,9 @@ class RunningMeans:
                 self._sums[name] = self._sums[name] + pair if name in self._sums else pair
 
     def drain(self, average_: Callable[[Sequence[Tensor]], None]) -> dict[str, float]:
-        """Return the log values, means over perturbed updates and ranks, with a single look at
-        the device.
+        """Return the log values: means over perturbed updates and ranks.
+
+        That takes a single look at the device.
         """
         if not self._updates:
             return {}

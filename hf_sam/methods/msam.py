@@ -14,14 +14,21 @@ from .sam import SAM
 
 @dataclass
 class PerGroup(Method):
-    """`method` on every group of the update's examples for itself; the update is the groups'
-    weighted mean.
+    """`method` on every group of the update's examples for itself.
+
+    The update is the groups' weighted mean.
 
     Attributes:
         groups: how many contiguous groups the rank's examples are cut into; None: one per
             micro-batch.
         method: what each group does; without state, which one update would otherwise move several
             times.
+
+    Example:
+        >>> from hf_sam import ASAM
+        >>> from hf_sam.methods import asks
+        >>> asks(PerGroup(4, ASAM())).groups
+        4
     """
 
     passes = "as the method, on parts of the batch"

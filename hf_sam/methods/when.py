@@ -21,6 +21,13 @@ class When(Method):
         schedule: yes or no per update.
         method: what a picked update does.
         otherwise: what the others do.
+
+    Example:
+        >>> from hf_sam import FriendlySAM
+        >>> from hf_sam.parts import after
+        >>> late_and_friendly = When(after(0.75), FriendlySAM())
+        >>> late_and_friendly.when.ever(total=100)
+        True
     """
 
     schedule: Schedule

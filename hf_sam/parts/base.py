@@ -1,7 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What parts and methods have in common: fields that describe them and state that outlives an
-update.
-"""
+"""What parts and methods have in common: fields, and state that outlives an update."""
 
 from __future__ import annotations
 

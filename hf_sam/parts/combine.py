@@ -21,9 +21,7 @@ class Combine(Part):
     """`combine(here)` returns a function from the gradient there to the update."""
 
     def __call__(self, here: Vector) -> Finish:
-        """Keep what is needed of the gradient here; return how to finish with the gradient
-        there.
-        """
+        """Keep what is needed of the gradient here; return what to do with the one there."""
         raise NotImplementedError
 
     @property

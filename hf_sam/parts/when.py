@@ -172,8 +172,7 @@ class trigonometric(Coin):
 
 @dataclass
 class adaptive(Schedule):
-    """AE-SAM's gate: perturb where the squared gradient norm is large for its running mean and
-    spread.
+    """AE-SAM's gate: perturb where the gradient is long for its running mean and spread.
 
     Jiang et al., ICLR 2023, arXiv 2304.14647::
 

@@ -111,6 +111,14 @@ def sharpness(
 
     Raises:
         ValueError: rho negative or not finite, no batch, or no trainable parameter.
+
+    Example:
+        >>> model = nn.Linear(1, 1, bias=False)
+        >>> _ = nn.init.constant_(model.weight, 1.0)
+        >>> squares = lambda model, x: model(x).square().mean()
+        >>> found = sharpness(model, [torch.ones(2, 1)], rho=0.5, loss=squares)
+        >>> found.loss, found.sharpness
+        (1.0, 1.25)
     """
     if not 0.0 <= rho < math.inf:
         raise ValueError(
