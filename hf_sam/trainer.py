@@ -22,27 +22,33 @@ from .arguments import build_method, check_order, main_method, option
 from .callbacks.memory import MemoryCallback
 from .engine.checkpoint import load_state, save_state
 from .engine.choice import check_engine, check_optimizer, check_processes, engine_for
-from .engine.table import reentrant
+from .engine.table import is_fsdp2, reentrant
 from .host.checks import (
     GIVEN,
     check_averaged,
     check_host,
-    modules_of,
     own_step_behind,
     refuse_step_in_front,
 )
+from .host.hooks import check_hooks
 from .host.learning_rate import RateShare
 from .host.logs import RunningMeans
 from .host.parameters import Parameters
-from .host.passes import PassRunner
+from .host.passes import PassRunner, WhichPass
 from .host.records import Records
-from .host.state import NormStatistics
+from .host.state import Search
 from .host.window import Window, check_cuttable, check_drawable, data_of, draw
 from .landscape import Landscape, Progress, RandomStates, Replay, Store, Update
 from .methods import Method, Plain, asks
 from .parts.where import check_patterns, choose
 
 logger = logging.getLogger(__name__)
+
+NO_RECORDS = GIVEN - {"model", "compute_loss_func"} | {
+    *("_engine", "_means", "_memory", "_method", "_parameters", "_passes", "_rate_share"),
+    *("_pending_readings", "_records", "_sam_given", "_window", "_windows"),
+}
+"""Attributes that no pass moves: what a Trainer is given, and what the mixin keeps itself."""
 
 if TYPE_CHECKING:
     TrainerBase = Trainer
@@ -122,7 +128,11 @@ class SAMMixin(TrainerBase):
         Hyper-parameter searches and batch-size finders call this more than once.
         """
         self._method = build_method(self.args, self._sam_given)
-        self._means = RunningMeans()
+        self._means, self._pending_readings = RunningMeans(), {}
+        self._window, self._counting = None, False
+        self._passes.start()
+        self._records = self._new_records()
+        check_hooks(self.model.named_parameters())
         return super()._inner_training_loop(batch_size, *args, **kwargs)
 
     def _prepare_for_training(
@@ -135,9 +145,8 @@ class SAMMixin(TrainerBase):
         check_optimizer(self.optimizer, self.args)
         self._memory = self._memory_callback()
         self._passes.reentrant = reentrant(self)
-        self._engine = engine_for(
-            self, model, self._new_replay(), self._local_ascent(), self._passes.reentrant
-        )
+        replay = self._new_replay(option(self.args, "sam_replay_rng"))
+        self._engine = engine_for(self, model, replay, self._local_ascent(), self._passes.reentrant)
         patterns = option(self.args, "sam_where")
         self._parameters = Parameters(
             self.model, partial(self._engine.params, self.optimizer), partial(choose, patterns)
@@ -206,13 +215,25 @@ class SAMMixin(TrainerBase):
                 "updates."
             )
 
-    def _new_replay(self) -> Replay:
-        stores: list[Store] = [Records(self, GIVEN)]
-        if option(self.args, "sam_replay_rng"):
+    def _new_records(self) -> Records:
+        """Return what remembers the state that passes move, for a new run."""
+        search = Search(
+            norm_statistics=option(self.args, "sam_freeze_norm_stats"),
+            generators=option(self.args, "sam_replay_rng"),
+            weights=not is_fsdp2(self),
+        )
+        return Records(self, NO_RECORDS, search, self._trained)
+
+    def _trained(self) -> list[Tensor]:
+        groups = getattr(self.optimizer, "param_groups", [])
+        return [p for group in groups for p in group["params"]]
+
+    def _new_replay(self, random: bool) -> Replay:
+        """Return a replay of all state, and of the random numbers if asked for."""
+        stores: list[Store] = [self._records]
+        if random:
             stores.append(RandomStates({p.device for p in self.model.parameters()}))
-        if option(self.args, "sam_freeze_norm_stats"):
-            stores.append(NormStatistics(modules_of(self)))
-        return Replay(stores)
+        return Replay(stores, self._passes.around)
 
     def _local_ascent(self) -> bool:
         sync = option(self.args, "sam_ascent_sync")
@@ -225,8 +246,10 @@ class SAMMixin(TrainerBase):
     ) -> Any:
         """Open a window for exactly the micro-batches of the next update."""
         self._counting = True
-        batches, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
-        self._counting = False
+        try:
+            batches, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
+        finally:
+            self._counting = False
         self._window = Window(len(batches), num_items)
         self._windows += 1
         return batches, num_items
@@ -242,7 +265,9 @@ class SAMMixin(TrainerBase):
             `()` clean loss of the whole update with its last micro-batch, zero before.
         """
         if isinstance(self._method, Plain):
-            return super().training_step(model, inputs, num_items_in_batch)
+            self._passes.start()
+            with self._passes.around(first=True):
+                return super().training_step(model, inputs, num_items_in_batch)
         self._check_calls()
         assert self._window is not None
         if not self._window.add(inputs):
@@ -255,9 +280,12 @@ class SAMMixin(TrainerBase):
         if callable(getattr(self.optimizer, "train", None)):
             self.optimizer.train()
         self._engine.start()
+        self._passes.start()
         self._look_at_parameters()
         at = self._landscape(window)
         update = self._method(at)
+        self._passes.settle()
+        self._records.settle()
         overflow = self._engine.give(self._parameters.params, update)
         if overflow is not None:
             at.skip(overflow)
@@ -292,7 +320,7 @@ class SAMMixin(TrainerBase):
             sample=partial(draw, self),
             engine=self._engine,
             cosine=self._means.want_cosine(self.state.global_step),
-            on_phase=None if self._memory is None else self._memory.announce,
+            on_phase=self._announce,
         )
         return Landscape.of(update, data_of(window, passes.ops, passes.ranks_counted))
 
@@ -302,6 +330,21 @@ class SAMMixin(TrainerBase):
         if places is not None:
             self._engine.outside = self._parameters.outside
             self._method.realign(places, self._engine.placement)
+
+    def _announce(self, phase: str) -> None:
+        """Tell those who want to know that a phase of the update begins."""
+        self._passes.announce(phase)
+        if self._memory is not None:
+            self._memory.announce(phase)
+
+    @property
+    def sam_pass(self) -> WhichPass | None:
+        """The pass of an update that runs now, as (kind, number); None outside of passes.
+
+        What a `compute_loss` draws beside its inputs should be drawn in the clean pass, and kept
+        for the others; see `WhichPass`.
+        """
+        return self._passes.which
 
     def _progress(self) -> Progress:
         total = self.state.max_steps
@@ -323,7 +366,7 @@ class SAMMixin(TrainerBase):
         matters = self.args.gradient_accumulation_steps > 1 or self.args.world_size > 1
         passes = self._passes
         if num_items is not None and passes.honours is None and matters and self._counting:
-            if passes.ask_loss(batch_samples[0], num_items, self._new_replay()) is False:
+            if passes.ask_loss(batch_samples[0], num_items, self._new_replay(random=True)) is False:
                 self._warn(
                     f"The loss of {type(self.model).__name__} ignores num_items_in_batch, though "
                     "Trainer believes the opposite: its accumulated gradient would be too large. "
@@ -362,7 +405,12 @@ class SAMMixin(TrainerBase):
         self._pending_readings = {}
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        """Log as the class behind, the training log with the `sam/` and `memory/` readings."""
+        """Log as the class behind, the training log with the `sam/` and `memory/` readings.
+
+        What `compute_loss` logs is logged in the clean pass only.
+        """
+        if not self._passes.logs:
+            return
         if "loss" in logs:
             logs.update(self._pending_readings)
         if self._memory is not None:

@@ -3,20 +3,39 @@
 
 from __future__ import annotations
 
-import copy
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from ..landscape import Replay
 from .checks import forbid_forward
+from .inputs import Inputs, Loan
 from .losses import honours_num_items, per_example_losses
 from .window import Batch, TrainerOps, Window
+
+
+class WhichPass(NamedTuple):
+    """Which pass of an update runs.
+
+    Attributes:
+        kind: "clean" for the first pass of an update, whose records, statistics and log entries
+            stay. It looks at the weights as they are, but for methods that have no such pass: their
+            first one is "clean" all the same (`rsam` begins at a perturbed point, `ascent_fraction`
+            with a part of the batch). Where a method treats groups of examples one by one (`msam`,
+            `sam_accumulation="micro"`), each group's first pass is. Any later pass is "descent" if
+            it runs at perturbed weights, else "ascent"; so are the single examples that `ssam_f`
+            draws.
+        number: counts the passes of an update from 1; 0 while the loss is asked, before the first
+            update, whether it honours `num_items_in_batch`.
+    """
+
+    kind: str
+    number: int
 
 
 @dataclass
@@ -43,6 +62,7 @@ class PassRunner:
     Attributes:
         reentrant: whether activations are checkpointed in the mode that warns without a graph.
         honours: whether the loss honours `num_items_in_batch`; None while it was not asked.
+        which: the pass that runs; None outside of passes.
     """
 
     def __init__(
@@ -59,6 +79,46 @@ class PassRunner:
         self._pass: Pass | None = None
         self.reentrant = False
         self.honours: bool | None = None
+        self.start()
+        self._inputs = Inputs()
+
+    # -- which pass -----------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Begin an update, also after one that an exception ended."""
+        self.which: WhichPass | None = None
+        self._phase = "ascent"
+        self._number = 0
+        self._pass = None
+
+    def announce(self, phase: str) -> None:
+        """Take note of what the next pass serves for."""
+        if phase in ("ascent", "descent"):
+            self._phase = phase
+
+    def settle(self) -> None:
+        """Note that the first update is done."""
+        self._inputs.settle()
+
+    @contextmanager
+    def around(self, first: bool) -> Iterator[None]:
+        """Surround a pass of a method."""
+        self._number += 1
+        with self._which("clean" if first else self._phase, self._number):
+            yield
+
+    @contextmanager
+    def _which(self, kind: str, number: int) -> Iterator[None]:
+        self.which = WhichPass(kind, number)
+        try:
+            yield
+        finally:
+            self.which = None
+
+    @property
+    def logs(self) -> bool:
+        """Whether what is logged now is to be kept."""
+        return self.which is None or (self.which.kind == "clean" and self.which.number > 0)
 
     # -- passes ---------------------------------------------------------------------------------
 
@@ -72,14 +132,15 @@ class PassRunner:
         if batch.drawn:
             return self._backward_drawn(model, batch)
         self._pass = Pass([] if with_losses else None)
-        inputs, num_items = copy.copy(batch.inputs), window.num_items
+        num_items = window.num_items
         try:
-            if batch.whole:
-                loss = self._step(model, inputs, num_items)
-            else:
-                with self._scaled(share):
-                    loss = self._step(model, inputs, self._items_of(batch, num_items))
-                loss = (loss * share).to(loss)
+            with self._inputs.lend(batch.inputs) as inputs:
+                if batch.whole:
+                    loss = self._step(model, inputs, num_items)
+                else:
+                    with self._scaled(share):
+                        loss = self._step(model, inputs, self._items_of(batch, num_items))
+                    loss = (loss * share).to(loss)
             return (loss, self._losses_found()) if with_losses else loss
         finally:
             self._pass = None
@@ -138,13 +199,11 @@ class PassRunner:
 
     def _backward_drawn(self, model: nn.Module, batch: Batch) -> Tensor:
         """Run a drawn example without dropout, and with the running statistics."""
-        model.eval()
-        try:
-            with self._trainer.compute_loss_context_manager():
-                loss: Any = self._trainer.compute_loss(model, copy.copy(batch.inputs))
-            self._trainer.accelerator.backward(loss)
-        finally:
-            model.train()
+        trainer = self._trainer
+        with evaluating(model), self._which("ascent", self._number):
+            with trainer.compute_loss_context_manager():
+                loss: Any = trainer.compute_loss(model, Loan(batch.inputs).inputs)
+            trainer.accelerator.backward(loss)
         return loss.detach()
 
     def per_example(self, model: nn.Module, batch: Batch) -> Tensor:
@@ -152,8 +211,12 @@ class PassRunner:
         trainer = self._trainer
         self._pass = Pass(losses=[])
         try:
-            with self._without_graph(), trainer.compute_loss_context_manager():
-                trainer.compute_loss(model, trainer._prepare_inputs(copy.copy(batch.inputs)))
+            with (
+                self._inputs.lend(batch.inputs) as inputs,
+                self._without_graph(),
+                trainer.compute_loss_context_manager(),
+            ):
+                trainer.compute_loss(model, trainer._prepare_inputs(inputs))
             return self._losses_found()
         finally:
             self._pass = None
@@ -177,12 +240,13 @@ class PassRunner:
         device = trainer.args.device
 
         def loss_of(items: Tensor) -> Tensor:
-            inputs = trainer._prepare_inputs(copy.copy(batch))
+            inputs = trainer._prepare_inputs(Loan(batch).inputs)
             with self._without_graph(), trainer.compute_loss_context_manager():
                 loss = trainer.compute_loss(trainer.model, inputs, num_items_in_batch=items)
             return loss
 
-        answer = honours_num_items(loss_of, torch.as_tensor(num_items, device=device), replay)
+        with self._which("clean", 0):
+            answer = honours_num_items(loss_of, torch.as_tensor(num_items, device=device), replay)
         if trainer.accelerator.num_processes > 1:
             said = torch.tensor([2 if answer is None else int(answer)], device=device)
             torch.distributed.broadcast(said, 0)
@@ -234,3 +298,15 @@ class PassRunner:
         raise ValueError(
             f"per_example_loss_func returned {found}; it must return losses of shape (B,)"
         )
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Have a model in evaluation mode; afterwards each of its modules is in the mode it was in."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode

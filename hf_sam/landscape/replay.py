@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from typing import Any, Protocol
 
@@ -62,30 +62,50 @@ class Replay:
 
     `with replay():` surrounds each pass. What the stores hold before the first pass is remembered;
     a later pass starts over from there, and afterwards they hold what they held before it. So an
-    update ends as if only its first pass had happened.
+    update ends as if only its first pass had happened, and an exception in that one leaves them as
+    they were, too.
 
     Args:
         stores: what a pass moves; by default the generators of Python, numpy and torch's CPU.
+        around: surrounds every pass, and is told whether it is the first.
     """
 
-    def __init__(self, stores: Sequence[Store] | None = None) -> None:
+    def __init__(
+        self,
+        stores: Sequence[Store] | None = None,
+        around: Callable[[bool], AbstractContextManager[None]] = lambda _: nullcontext(),
+    ) -> None:
         self._stores = [RandomStates()] if stores is None else list(stores)
+        self._around = around
         self._start: Restore | None = None
 
     def fresh(self) -> Replay:
         """Return a replay of the same stores for the passes of another update."""
-        return Replay(self._stores)
+        return Replay(self._stores, self._around)
 
     @contextmanager
     def __call__(self) -> Iterator[None]:
         """Surround a pass: the first one is remembered, each later one repeats it."""
-        if self._start is None:
-            self._start = self._remember()
+        first = self._start is None
+        with self._around(first), self._first() if first else self._again():
             yield
-        else:
-            with self.no_trace():
-                self._start()
-                yield
+
+    @contextmanager
+    def _first(self) -> Iterator[None]:
+        start = self._remember()
+        try:
+            yield
+        except BaseException:
+            start()
+            raise
+        self._start = start
+
+    @contextmanager
+    def _again(self) -> Iterator[None]:
+        assert self._start is not None
+        with self.no_trace():
+            self._start()
+            yield
 
     @contextmanager
     def no_trace(self) -> Iterator[None]:
