@@ -11,8 +11,9 @@ import pytest
 from shared_scripts.arguments import InputError
 from tests.vision.conftest import NAMES, picture, table
 from vision_scripts.arguments import DataTrainingArguments
-from vision_scripts.data import Part, class_names, encode_labels, load_parts
-from vision_scripts.decode import Source
+from vision_scripts.data import load_parts
+from vision_scripts.labels import class_names, encode_labels
+from vision_scripts.part import Part, Source
 
 BOTH = ("train", "validation")
 

@@ -15,7 +15,8 @@ from PIL import Image
 from shared_scripts.arguments import InputError
 from tests.vision.conftest import picture, png
 from vision_scripts import decode
-from vision_scripts.decode import Source, decode_all, mean_and_std
+from vision_scripts.decode import decode_all, mean_and_std
+from vision_scripts.part import Source
 
 
 def read(image: Image.Image, channels: int = 3, size: int | None = None) -> np.ndarray:
