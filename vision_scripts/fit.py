@@ -79,20 +79,19 @@ def try_model(model: PreTrainedModel, size: int, batch: int | None) -> None:
     """
     channels, classes = getattr(model.config, "num_channels", 3), model.config.num_labels
     count = 1 if batch is None else min(batch, 2)  # more would show nothing else
-    images, labels = torch.zeros(count, channels, size, size), torch.zeros(count, dtype=torch.long)
-    kind = type(model).__name__
+    images, kind = torch.zeros(count, channels, size, size), type(model).__name__
     try:
         with _as_it_was(model), torch.no_grad():
-            logits = model.train(batch is not None)(pixel_values=images, labels=labels).logits
+            logits = model.train(batch is not None)(pixel_values=images).logits
     except Exception as error:  # whatever a model's layers raise, the sizes are the user's
         raise InputError(
-            f"{kind} cannot read {count} images of {size} x {size} pixels and {channels} channels: "
-            f"{said(error)}; {_remedy(model.config, size, batch)}"
+            f"{kind} cannot read images of {size} x {size} pixels and {channels} channels in a "
+            f"batch of {count}: {said(error)}; {_remedy(model.config, size, batch)}"
         ) from error
     if logits.shape != (count, classes):
         raise InputError(
             f"{kind} gives outputs of shape {tuple(logits.shape)} for {count} images of {classes} "
-            f"classes: give a model for the classification of images"
+            "classes: give a model for the classification of images"
         )
 
 
@@ -119,26 +118,34 @@ def _as_it_was(model: nn.Module) -> Iterator[None]:
     model.train(training)
 
 
-def check_resumed(model: PreTrainedModel, folder: str, names: tuple[str, ...]) -> None:
-    """Refuse to go on from a checkpoint of other classes or weights.
+def check_resumed(model: PreTrainedModel, folder: str, names: tuple[str, ...], size: int) -> None:
+    """Refuse to go on from a checkpoint of other classes, images or weights.
 
-    Trainer would find other sizes only when it starts, and never that classes have moved.
+    Trainer would find other weights only when it starts, and never that classes have moved.
 
     Args:
         model: of this run.
         folder: `--resume_from_checkpoint`.
         names: the classes of this run, in the order of the head.
+        size: side of the images of this run, in pixels.
 
     Raises:
         InputError: it does not fit.
     """
     where = f"--resume_from_checkpoint {folder}"
     remedy = "give the data and the model of its run, or begin from it with --model_name_or_path"
-    theirs = _classes_of(Path(folder) / "config.json")
+    ids = _read(Path(folder) / "config.json").get("id2label") or {}
+    theirs = tuple(ids[index] for index in sorted(ids, key=int))
     if theirs and theirs != names:
         raise InputError(
             f"{where}: was trained on the classes {listed(theirs)}, in this order, and this run "
             f"has {listed(names)}: {remedy}"
+        )
+    side = side_of(_read(Path(folder) / "preprocessor_config.json").get("crop_size"))
+    if side not in (None, size):
+        raise InputError(
+            f"{where}: was trained on images of {side} x {side} pixels, and this run's have "
+            f"{size} x {size}: give --image_size {side}"
         )
     own = {name: tuple(weight.shape) for name, weight in model.state_dict().items()}
     for name, shape in _shapes(Path(folder) / WEIGHTS).items():
@@ -147,12 +154,11 @@ def check_resumed(model: PreTrainedModel, folder: str, names: tuple[str, ...]) -
             raise InputError(f"{where}: {name} has shape {shape}, this run's {found}: {remedy}")
 
 
-def _classes_of(path: Path) -> tuple[str, ...]:
+def _read(path: Path) -> dict[str, Any]:
     if not path.is_file():
-        return ()
-    with reading(str(path), "a configuration"):
-        names = json.loads(path.read_text(encoding="utf-8")).get("id2label") or {}
-        return tuple(names[index] for index in sorted(names, key=int))
+        return {}
+    with reading(str(path), "JSON"):
+        return dict(json.loads(path.read_text(encoding="utf-8")))
 
 
 def _shapes(path: Path) -> dict[str, tuple[int, ...]]:

@@ -17,6 +17,7 @@ SUFFIXES = (
     *(".apng", ".avif", ".bmp", ".dib", ".gif", ".ico", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg"),
     *(".pbm", ".pgm", ".png", ".pnm", ".ppm", ".tga", ".tif", ".tiff", ".webp"),
 )
+KINDS = ", ".join(SUFFIXES)
 SPLITS = frozenset(
     ("dev", "eval", "evaluation", "test", "testing", "train", "training")
     + ("trainval", "val", "valid", "validation")
@@ -89,16 +90,17 @@ def from_folder(folder: Path, argument: str) -> Part:
     tree = Tree(folder).visit(folder)
     where = f"{argument} {shown(folder)}"
     classes = _classes(tree, where)
-    names, depth = tuple(sorted(path[-1] for path in classes)), len(classes[0])
-    found = [
-        (names.index(tree.parts(at)[depth - 1]), path)
+    names, depth = sorted(path[-1] for path in classes), len(classes[0])
+    numbers = {name: number for number, name in enumerate(names)}
+    found = sorted(
+        (numbers[tree.parts(at)[depth - 1]], path)
         for at, own in tree.images.items()
         if at != folder
         for path in own
-    ]
+    )
     _report(tree, where)
-    images = [Source(shown(path), path.read_bytes) for _, path in sorted(found)]
-    return Part(images, [label for label, _ in sorted(found)], names, shown(folder))
+    images = [Source(shown(path), path.read_bytes) for _, path in found]
+    return Part(images, [label for label, _ in found], tuple(names), shown(folder))
 
 
 def _classes(tree: Tree, where: str) -> list[tuple[str, ...]]:
@@ -148,12 +150,13 @@ def _refuse_mixed(paths: Sequence[tuple[str, ...]], where: str) -> None:
 def _refuse_splits(levels: Sequence[Sequence[str]], root: Path, where: str) -> None:
     for level, names in enumerate(levels):
         if len(names) > 1 and SPLITS.issuperset(name.lower() for name in names):
+            argument = where.split()[0]
+            fitting = [n for n in names if ("train" in n.lower()) == (argument == "--train_dir")]
             around = root.joinpath(*(above[0] for above in levels[:level]))
-            alone = all(len(above) == 1 for above in levels[:level])
-            example = f"give one of them, such as {where.split()[0]} {shown(around / names[-1])}"
+            example = shown(around / (fitting or names)[0])
             raise InputError(
                 f"{where}: its folders {', '.join(names)} are splits of the data, not classes: "
-                f"{example if alone else 'have a folder of classes in each split, and give one'}"
+                f"give a folder of one split, with its classes, such as {argument} {example}"
             )
 
 
@@ -163,7 +166,7 @@ def _refuse_empty(tree: Tree, depth: int, where: str) -> None:
         parts = tree.parts(path)
         if len(parts) <= depth and path not in filled:
             raise InputError(
-                f"{where}: the folder {_joined(parts)!r} has no image ({', '.join(SUFFIXES)}); "
+                f"{where}: the folder {_joined(parts)!r} has no image ({KINDS}); "
                 "fill it or take it out"
             )
 
@@ -194,13 +197,11 @@ def _report(tree: Tree, where: str) -> None:
     """Count what a user may not expect."""
     deeper = [path for at, own in tree.images.items() if _inside(at, tree) for path in own]
     loose = tree.others + tree.images.get(tree.root, [])
-    for found, text in (
-        (
-            deeper,
-            "images are in folders within a class's folder, such as %s: they are of that class",
-        ),
-        (loose, f"files are left out, such as %s: in no class's folder, or no images {SUFFIXES}"),
-        (tree.lost, "links are left out, such as %s: they lead nowhere, or in a circle"),
-    ):
+    texts = (
+        "images are in folders within a class's folder, such as %s: they are of that class",
+        f"files are left out, such as %s: in no class's folder, or no image ({KINDS})",
+        "links are left out, such as %s: they lead nowhere, or in a circle",
+    )
+    for found, text in zip((deeper, loose, tree.lost), texts, strict=True):
         if found:
             logger.warning(f"%s: %d {text}", where, len(found), shown(found[0]))

@@ -53,6 +53,10 @@ def class_names(parts: dict[str, Part], known: tuple[str, ...]) -> tuple[str, ..
             f"{train.source}: a classifier needs two classes; all labels are "
             f"{listed(sorted(train.present)) or 'missing'}"
         )
+    if absent := [name for name in train.classes if name not in train.present]:
+        logger.warning(
+            "%s: no image has the classes %s, which it declares", train.source, listed(absent)
+        )
     if "validation" in parts:
         _check_validation(parts["validation"], train)
     return _of_training(train.classes, known)

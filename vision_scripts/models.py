@@ -223,7 +223,8 @@ def _from_checkpoint(args: ModelArguments, config: PretrainedConfig, training: b
     if other and not args.ignore_mismatched_sizes:
         raise InputError(f"{args.model_name_or_path}: {_mismatch(other, config.num_labels)}")
     missing = sorted(found["missing_keys"])
-    if missing and (not training or len(missing) + len(other) == len(model.state_dict())):
+    mostly = 2 * (len(missing) + len(other)) > len(model.state_dict())  # more than a new head
+    if missing and (mostly or not training):
         raise InputError(
             f"{args.model_name_or_path}: is no checkpoint of {type(model).__name__}: it lacks "
             f"{len(missing)} weights, such as {missing[0]}, which would be random; give one that "

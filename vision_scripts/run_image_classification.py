@@ -88,9 +88,7 @@ def prepare(
         )
     names = class_names(parts, models.known_classes(model_args, config))
     labels = {stage: encode_labels(part, names) for stage, part in parts.items()}
-    model = _load_model(parts, names, wanted, config, model_args, args)
-    if resume_from is not None:
-        fit.check_resumed(model, resume_from, names)
+    model = _load_model(parts, names, wanted, config, model_args, args, resume_from)
     sets = _decode(parts, labels, wanted, config, model_args, data_args, args)
     trainer, timer = _build_trainer(model, args, sets, wanted)
     return running.Run(
@@ -113,6 +111,7 @@ def _load_model(
     config: Any,
     model_args: ModelArguments,
     args: SAMTrainingArguments,
+    resume_from: str | None,
 ) -> Any:
     """Load the model and try it, before all images are read."""
     from vision_scripts import fit, models
@@ -122,6 +121,8 @@ def _load_model(
     size = wanted.size or first_side(next(iter(parts.values())).images[0])
     model = models.load_model(model_args, config, names, size, training=batch is not None)
     fit.try_model(model, size, batch)
+    if resume_from is not None:
+        fit.check_resumed(model, resume_from, names, size)
     return model
 
 

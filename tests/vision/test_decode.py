@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import io
+import struct
 from functools import partial
 from typing import Any
 
@@ -94,7 +95,7 @@ def test_another_size_is_resized_by_its_short_side_and_cut() -> None:
     [
         (png(picture(1))[:-30], "truncated"),
         (b"no image", "its format is unknown"),
-        (b"", "its format is unknown"),
+        (b"", "it holds nothing"),
     ],
 )
 def test_an_unreadable_image_is_named(content: bytes, why: str) -> None:
@@ -103,6 +104,90 @@ def test_an_unreadable_image_is_named(content: bytes, why: str) -> None:
     message = f"a.parquet, row 2: cannot be read as an image: .*{why}; mend it or take it out"
     with pytest.raises(InputError, match=message):
         decode_all(sources, None, 3)
+
+
+@pytest.mark.parametrize("error", [KeyError(5), struct.error("odd"), EOFError(), MemoryError("no")])
+def test_whatever_is_raised_names_the_image(error: Exception) -> None:
+    def read_it() -> bytes:
+        raise error
+
+    with pytest.raises(InputError, match=f"^b.parquet, row 3: .* an image: {type(error).__name__}"):
+        decode_all([Source("b.parquet, row 3", read_it)], 4, 3)
+
+
+def test_a_bomb_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 20)
+    with pytest.raises(InputError, match="x: cannot be read as an image: DecompressionBombError"):
+        read(picture(0, 8))
+    assert read(picture(0, 5)).shape == (5, 5, 3), "a warning of Pillow's is no error"
+
+
+def exif(*entry: Any) -> bytes:
+    """Return the EXIF of a photo that was taken upside down, with one entry of any kind."""
+    tag, kind, count, value = entry
+    entries = sorted([(0x0112, 3, 1, struct.pack("<H", 3)), (tag, kind, count, value)])
+    body = b"".join(
+        struct.pack("<HHI", *e[:3])
+        + (e[3] if len(e[3]) <= 4 else struct.pack("<I", 38)).ljust(4, b"\0")
+        for e in entries
+    )
+    far = next((e[3] for e in entries if len(e[3]) > 4), b"")
+    head = b"Exif\0\0II*\0" + struct.pack("<IH", 8, len(entries))
+    return head + body + struct.pack("<I", 0) + far
+
+
+BROKEN_EXIF = {
+    "text as a fraction": exif(270, 5, 1, struct.pack("<II", 1, 3)),
+    "text as a float": exif(270, 11, 1, struct.pack("<f", 1.5)),
+    "a pointer before the file": exif(34665, 9, 1, struct.pack("<i", -72)),
+    "bytes as a double": exif(700, 12, 1, struct.pack("<d", 1.5)),
+}
+
+
+@pytest.mark.parametrize("kind", BROKEN_EXIF)
+@pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP"])
+def test_pixels_are_read_where_exif_is_broken(kind: str, form: str) -> None:
+    image = Image.fromarray(np.repeat(np.repeat(GREY, 8, 0), 8, 1))
+    found = {}
+    for name, more in {"whole": {}, "broken": {"exif": BROKEN_EXIF[kind]}}.items():
+        buffer = io.BytesIO()
+        image.save(buffer, form, **({"lossless": True} if form == "WEBP" else {}), **more)
+        found[name] = decode_all([Source("x", buffer.getvalue)], None, 1)[0, 0]
+    assert torch.equal(found["broken"], found["whole"].flip(0, 1)), "and they lie upright"
+
+
+def test_exif_that_is_no_exif() -> None:
+    buffer = io.BytesIO()
+    picture(0).save(buffer, "PNG", exif=b"Exif\0\0XX*\0\0\0")
+    assert np.array_equal(
+        decode_all([Source("x", buffer.getvalue)], None, 3)[0, 0], read(picture(0))[..., 0]
+    )
+
+
+@pytest.mark.parametrize("form", ["GIF", "PNG", "TIFF", "WEBP"])
+def test_the_first_of_several_frames_is_used(form: str, caplog: pytest.LogCaptureFixture) -> None:
+    buffer = io.BytesIO()
+    frames = [Image.fromarray(np.full((4, 4), value, np.uint8)) for value in (10, 200)]
+    frames[0].save(buffer, form, save_all=True, append_images=frames[1:])
+    found = decode_all([Source("a.gif", buffer.getvalue)], None, 1)
+    assert (found.int() - 10).abs().max() <= 1
+    assert "1 images have several frames, such as a.gif: the first one is used" in caplog.text
+
+
+@pytest.mark.parametrize("mode", ["CMYK", "YCbCr", "HSV", "PA", "RGBX", "1"])
+def test_other_modes_are_read(mode: str) -> None:
+    image = Image.new("RGB", (4, 4), "white").convert(mode if mode != "PA" else "P")
+    image = image.convert(mode)
+    assert np.array_equal(np.asarray(decode._convert(image, "RGB")), np.full((4, 4, 3), 255))
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_sixteen_bits_of_either_order(order: str) -> None:
+    deep = np.arange(64, dtype=f"{order}u2").reshape(8, 8) * 1000
+    buffer = io.BytesIO()
+    Image.fromarray(deep).save(buffer, "TIFF")
+    found = decode_all([Source("x", buffer.getvalue)], None, 1)[0, 0]
+    assert np.array_equal(found, np.round(deep / 257).astype(np.uint8))
 
 
 def test_channels_that_images_do_not_have() -> None:
