@@ -54,7 +54,10 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         metrics |= running.train(run)
     if args.do_eval:
         metrics |= running.evaluate(run)
-    card: dict[str, Any] = {"tasks": "image-classification"}
+    card: dict[str, Any] = {
+        "tasks": "image-classification",
+        "tags": ["image-classification", "vision"],
+    }
     if data_args.dataset_name is not None:
         card["dataset"] = data_args.dataset_name
     running.describe(run, model_args.model_name_or_path, **card)
