@@ -113,7 +113,10 @@ def _classes(tree: Tree, where: str) -> list[tuple[str, ...]]:
     outer = [path for path in tree.images if path != tree.root and not _inside(path, tree)]
     if not outer:
         _refuse_empty(tree, 1, where)
-        raise InputError(f"{where}: has no folders; it needs one per class, with its images")
+        raise InputError(
+            f"{where}: has no folders; it needs one per class, with its images (labels in a "
+            "metadata file are not read: a table of them goes into --train_file)"
+        )
     paths = sorted(tree.parts(path) for path in outer)
     _refuse_mixed(paths, where)
     levels = [sorted(set(names)) for names in zip(*paths, strict=True)]

@@ -27,6 +27,7 @@ from vision_scripts.fit import check_patches, side_of
 from vision_scripts.part import said
 
 TIMM = "timm_wrapper"
+PROCESSOR = "preprocessor_config.json"
 
 
 def load_config(args: ModelArguments) -> PretrainedConfig:
@@ -127,11 +128,27 @@ def preparation(args: ModelArguments, config: PretrainedConfig, size: int | None
         own = {} if from_scratch and "image_size" not in args.config_overrides else vars(config)
         size = side_of(found.get("crop_size")) or side_of(found.get("size"))
         size = size or side_of(own.get("image_size"))
-    mean, std = found.get("image_mean"), found.get("image_std")
-    channels = getattr(config, "num_channels", 3)
-    if not found.get("do_normalize", bool(mean)):
+    if not found.get("do_normalize", bool(found.get("image_mean"))):
         return Preparation(size)
-    return Preparation(size, list(mean)[:channels], list(std)[:channels])
+    channels = getattr(config, "num_channels", 3)
+    name = args.image_processor_name or args.model_name_or_path
+    mean, std = (_per_channel(found, key, channels, name) for key in ("image_mean", "image_std"))
+    return Preparation(size, mean, std)
+
+
+def _per_channel(found: dict[str, Any], key: str, channels: int, name: object) -> list[float]:
+    """Return an image processor's numbers, one per channel; one for all may be alone."""
+    value = found.get(key)
+    numbers = list(value) if isinstance(value, list | tuple) else [value]
+    numbers = numbers * channels if len(numbers) == 1 else numbers[:channels]
+    least = 0.0 if key == "image_mean" else 1e-6
+    good = [isinstance(number, int | float) and number >= least for number in numbers]
+    if len(numbers) != channels or not all(good):
+        raise InputError(
+            f"{name}: its image processor has {key}={value!r:.60}; the model needs {channels} "
+            "numbers above 0. Give another one by --image_processor_name"
+        )
+    return [float(number) for number in numbers]
 
 
 def _timm_dict(config: PretrainedConfig) -> dict[str, Any]:
@@ -149,10 +166,11 @@ def _processor_dict(args: ModelArguments) -> dict[str, Any]:
     options = {"cache_dir": args.cache_dir, "revision": args.model_revision, "token": args.token}
     try:
         return dict(BitImageProcessorPil.get_image_processor_dict(name, **options)[0])
-    except (OSError, ValueError) as error:
-        if args.image_processor_name is None:
+    except Exception as error:  # a file of any content
+        if args.image_processor_name is None and not (Path(name) / PROCESSOR).is_file():
             return {}
-        raise InputError(f"--image_processor_name {name}: cannot be loaded: {error}") from error
+        flag = "--image_processor_name" if args.image_processor_name else "the image processor of"
+        raise InputError(f"{flag} {name}: cannot be loaded: {said(error)}") from error
 
 
 def known_classes(args: ModelArguments, config: PretrainedConfig) -> tuple[str, ...]:

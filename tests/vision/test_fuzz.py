@@ -6,7 +6,6 @@ from __future__ import annotations
 import io
 import json
 import shutil
-import struct
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -22,10 +21,11 @@ from PIL import Image
 
 from shared_scripts.arguments import InputError
 from tests.vision.conftest import TINY, picture, png
+from tests.vision.test_decode import photos
 from vision_scripts.run_image_classification import main
 
 pytestmark = pytest.mark.slow
-FUZZ = settings(max_examples=200, suppress_health_check=list(HealthCheck))
+FUZZ = settings(max_examples=100, suppress_health_check=list(HealthCheck))
 CLASSES = ("cat", "dog", "fish")
 MODES = ("1", "L", "LA", "P", "PA", "RGBA", "CMYK", "YCbCr", "LAB", "HSV", "I", "I;16", "F")
 
@@ -40,15 +40,6 @@ def encoded(mode: str, form: str) -> bytes:
     return buffer.getvalue()
 
 
-def with_exif(noise: bytes) -> bytes:
-    """Return a photo whose EXIF says how it lies, and then nothing that makes sense."""
-    entry = struct.pack("<HHII", 0x0112, 3, 1, 6)
-    buffer = io.BytesIO()
-    head = b"Exif\0\0II*\0" + struct.pack("<IH", 8, 1 + len(noise) // 12)
-    picture(1).save(buffer, "JPEG", exif=head + entry + noise)
-    return buffer.getvalue()
-
-
 def damaged(content: bytes, at: float, noise: bytes) -> bytes:
     """Return a file with some bytes overwritten."""
     start = int(at * len(content))
@@ -57,7 +48,7 @@ def damaged(content: bytes, at: float, noise: bytes) -> bytes:
 
 files = st.one_of(
     st.builds(encoded, st.sampled_from(MODES), st.sampled_from(["PNG", "TIFF", "GIF", "JPEG"])),
-    st.builds(with_exif, st.binary(max_size=60)),
+    photos,
     st.builds(
         damaged,
         st.builds(encoded, st.just("RGB"), st.sampled_from(["PNG", "TIFF", "GIF", "JPEG", "WEBP"])),
@@ -160,7 +151,9 @@ def check(refusal: str | None, classes: list[str], expected: list[str], named: s
     limit=st.none() | st.integers(1, 5),
 )
 def test_folders(
-    shape: Callable[[Path], None] | None, added: dict[str, bytes], limit: int | None
+    shape: Callable[[Path], None] | None,
+    added: dict[str, bytes],
+    limit: int | None,
 ) -> None:
     with tempfile.TemporaryDirectory() as place:
         root = Path(place) / "images"

@@ -161,3 +161,32 @@ def test_what_a_checkpoint_wants_of_its_images(tmp_path: Path) -> None:
     assert models.preparation(scratch, timm, None) == expected
     (tmp_path / "preprocessor_config.json").unlink()
     assert models.preparation(args, config, None) == models.Preparation(12)
+
+
+@pytest.mark.parametrize(
+    ("text", "channels", "found"),
+    [
+        ('{"image_mean": 0.5, "image_std": [0.2]}', 3, ([0.5] * 3, [0.2] * 3)),
+        ('{"image_mean": [0.1, 0.2, 0.3], "image_std": [1, 2, 3]}', 1, ([0.1], [1.0])),
+        ('{"image_mean": [0.5], "do_normalize": false}', 3, (None, None)),
+        ('{"image_mean": [0.5, 0.5], "image_std": [1, 1]}', 3, "image_mean=.* needs 3 numbers"),
+        ('{"image_mean": 0.5, "image_std": [1, 0, 1]}', 3, "image_std=.1, 0, 1.; .* above 0"),
+        ('{"image_mean": 0.5}', 3, "image_std=None"),
+        ('{"image_mean": ', 3, "the image processor of .* cannot be loaded"),
+        ("[]", 3, (None, None)),
+    ],
+)
+def test_numbers_of_an_image_processor(
+    text: str, channels: int, found: Any, tmp_path: Path
+) -> None:
+    build("vit").config.save_pretrained(tmp_path)
+    (tmp_path / "preprocessor_config.json").write_text(text)
+    own = {"num_channels": channels}
+    args = ModelArguments(model_name_or_path=str(tmp_path), config_overrides=own)
+    config = models.load_config(args)
+    if isinstance(found, str):
+        with pytest.raises(InputError, match=found):
+            models.preparation(args, config, None)
+    else:
+        wanted = models.preparation(args, config, None)
+        assert (wanted.mean, wanted.std) == found
