@@ -63,7 +63,7 @@ def decode_all(sources: Sequence[Source], size: int | None, channels: int) -> Te
         )
     own, size = size is None, size or first_side(sources[0])
     shape = (len(sources), size, size, channels)
-    _check_memory(shape)
+    check_memory(shape)
     images, resized, moving = np.empty(shape, dtype=np.uint8), 0, []
     with ThreadPoolExecutor(torch.get_num_threads()) as pool, _quiet():
         decode = partial(_decode, size=size, channels=channels)
@@ -96,10 +96,20 @@ def _quiet() -> Iterator[None]:
 def first_side(source: Source) -> int:
     """Return the shorter side of an image in pixels."""
     with reading(source.name, "an image"), _quiet(), _open(source) as image:
+        if min(image.size) < 1:
+            raise ValueError("it has no pixels")
         return min(image.size)
 
 
-def _check_memory(shape: tuple[int, ...]) -> None:
+def check_memory(shape: tuple[int, int, int, int]) -> None:
+    """Refuse images that do not fit into memory.
+
+    Args:
+        shape: their number, height, width and channels.
+
+    Raises:
+        InputError: they do not fit; says what they need and what is free.
+    """
     needed, available = 2 * int(np.prod(shape)), psutil.virtual_memory().available
     if needed > available:
         raise InputError(

@@ -235,6 +235,7 @@ def _from_checkpoint(args: ModelArguments, config: PretrainedConfig, training: b
         config=config,
         ignore_mismatched_sizes=True,
         output_loading_info=True,
+        dtype=torch.float32,  # what is trained; --bf16 and --fp16 compute with copies of it
         **args.download_options,
     )
     other = sorted(found["mismatched_keys"])

@@ -118,10 +118,12 @@ def _load_model(
 ) -> Any:
     """Load the model and try it, before all images are read."""
     from vision_scripts import fit, models
-    from vision_scripts.decode import first_side
+    from vision_scripts.decode import check_memory, first_side
 
     batch = fit.smallest_batch(args, len(parts["train"].labels)) if "train" in parts else None
     size = wanted.size or first_side(next(iter(parts.values())).images[0])
+    count = sum(len(part.labels) for part in parts.values())
+    check_memory((count, size, size, getattr(config, "num_channels", 3)))
     model = models.load_model(model_args, config, names, size, training=batch is not None)
     fit.try_model(model, size, batch)
     if resume_from is not None:

@@ -211,6 +211,12 @@ def test_sixteen_bits_of_either_order(order: str) -> None:
     assert np.array_equal(found, np.round(deep / 257).astype(np.uint8))
 
 
+def test_an_image_without_pixels(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(decode, "_open", lambda source: Image.new("RGB", (0, 4)))
+    with pytest.raises(InputError, match="x: cannot be read as an image: it has no pixels"):
+        decode.first_side(Source("x", bytes))
+
+
 def test_channels_that_images_do_not_have() -> None:
     with pytest.raises(InputError, match="num_channels=2: images have 1 channel .* or 3"):
         read(picture(0), channels=2)

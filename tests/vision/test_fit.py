@@ -86,6 +86,13 @@ def test_a_checkpoint_without_a_head_is_trained_and_not_evaluated(tmp_path: Path
         load(tmp_path, training=False)
 
 
+def test_weights_of_sixteen_bits_are_trained_in_full(tmp_path: Path) -> None:
+    build("vit").to(torch.bfloat16).save_pretrained(tmp_path)
+    model = load(tmp_path)
+    assert {weight.dtype for weight in model.parameters()} == {torch.float32}
+    fit.try_model(model, 8, batch=2)
+
+
 def test_what_is_no_checkpoint_of_images(tmp_path: Path) -> None:
     sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
     BertModel(BertConfig(vocab_size=9, **sizes)).save_pretrained(tmp_path / "text")
