@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The arguments of run_image_classification.py, its recipes, and one YAML or JSON file."""
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,6 +10,8 @@ from typing import Any
 from hf_sam import SAMTrainingArguments
 from hf_sam.texts import parse_options
 from shared_scripts.arguments import HubArguments, InputError, check_positive, parse
+
+logger = logging.getLogger(__name__)
 
 RECIPES = Path(__file__).parent / "recipes"
 
@@ -155,10 +158,13 @@ def parse_arguments(argv: Sequence[str]) -> Arguments:
         recipes=RECIPES,
     )
     if args.dataloader_num_workers:
-        raise InputError(
-            f"--dataloader_num_workers {args.dataloader_num_workers}: images are decoded once and "
-            "batches cut from memory, which workers would only slow down; leave it at 0"
+        logger.warning(
+            "--dataloader_num_workers %d: images are decoded once and batches cut from memory, "
+            "which workers would only slow down; 0 is used",
+            args.dataloader_num_workers,
         )
+        args.dataloader_num_workers, args.dataloader_prefetch_factor = 0, None
+        args.dataloader_persistent_workers = False
     args.remove_unused_columns = False  # batches are made of row numbers
     args.dataloader_pin_memory = False  # they are made where the model is
     return model_args, data_args, args

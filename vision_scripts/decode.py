@@ -5,11 +5,12 @@ from __future__ import annotations
 
 import io
 import logging
-from collections.abc import Callable, Iterable, Sequence
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from contextlib import contextmanager
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import psutil
@@ -17,6 +18,7 @@ import torch
 from torch import Tensor
 
 from shared_scripts.arguments import InputError
+from vision_scripts.part import Source, reading
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -26,17 +28,18 @@ logger = logging.getLogger(__name__)
 MODES = {1: "L", 3: "RGB"}
 
 
-@dataclass(frozen=True)
-class Source:
-    """One encoded image.
+class Decoded(NamedTuple):
+    """One image as it is used.
 
     Attributes:
-        name: file and row, as errors name it.
-        read: returns the bytes of the encoded image.
+        pixels: `(size, size, channels)` of bytes.
+        resized: they are not the image's own.
+        moves: it has several frames, of which this is the first.
     """
 
-    name: str
-    read: Callable[[], bytes]
+    pixels: np.ndarray
+    resized: bool
+    moves: bool
 
 
 def decode_all(sources: Sequence[Source], size: int | None, channels: int) -> Tensor:
@@ -58,26 +61,55 @@ def decode_all(sources: Sequence[Source], size: int | None, channels: int) -> Te
             f"num_channels={channels}: images have 1 channel (grey) or 3 (colour); choose one in "
             "--config_overrides"
         )
-    own = size is None
-    size = size or min(_open(sources[0], channels).size)
+    own, size = size is None, size or first_side(sources[0])
     shape = (len(sources), size, size, channels)
-    _check_memory(shape)
-    images, resized = np.empty(shape, dtype=np.uint8), 0
-    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+    check_memory(shape)
+    images, resized, moving = np.empty(shape, dtype=np.uint8), 0, []
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool, _quiet():
         decode = partial(_decode, size=size, channels=channels)
-        for row, (image, fits) in enumerate(pool.map(decode, sources)):
-            images[row] = image
-            resized += not fits
+        for row, found in enumerate(pool.map(decode, sources)):
+            images[row] = found.pixels
+            resized += found.resized
+            moving += [sources[row].name] if found.moves else []
     if own and resized:
         logger.warning(
             "%d of %d images are not of %d x %d pixels, as the first one decides, and are resized: "
             "--image_size says another side",
             *(resized, len(sources), size, size),
         )
+    if moving:
+        logger.warning(
+            "%d images have several frames, such as %s: the first one is used",
+            *(len(moving), moving[0]),
+        )
     return torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
 
 
-def _check_memory(shape: tuple[int, ...]) -> None:
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep Pillow's warnings to itself: they say what is odd in a file, but not in which."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module=r"PIL\.")
+        yield
+
+
+def first_side(source: Source) -> int:
+    """Return the shorter side of an image in pixels."""
+    with reading(source.name, "an image"), _quiet(), _open(source) as image:
+        if min(image.size) < 1:
+            raise ValueError("it has no pixels")
+        return min(image.size)
+
+
+def check_memory(shape: tuple[int, int, int, int]) -> None:
+    """Refuse images that do not fit into memory.
+
+    Args:
+        shape: their number, height, width and channels.
+
+    Raises:
+        InputError: they do not fit; says what they need and what is free.
+    """
     needed, available = 2 * int(np.prod(shape)), psutil.virtual_memory().available
     if needed > available:
         raise InputError(
@@ -87,27 +119,54 @@ def _check_memory(shape: tuple[int, ...]) -> None:
         )
 
 
-def _decode(source: Source, size: int, channels: int) -> tuple[np.ndarray, bool]:
-    """Return the pixels, and whether they are the image's own."""
-    image = _open(source, channels)
-    pixels = np.asarray(_fit(image, size)).reshape(size, size, channels)
-    return pixels, image.size == (size, size)
+def _decode(source: Source, size: int, channels: int) -> Decoded:
+    with reading(source.name, "an image"), _open(source) as image:
+        image.load()
+        own = _convert(_upright(image), MODES[channels])
+        pixels = np.asarray(_fit(own, size)).reshape(size, size, channels)
+        return Decoded(pixels, own.size != (size, size), _moves(image))
 
 
-def _open(source: Source, channels: int) -> Image:
-    """Read one image in the right mode."""
-    from PIL import Image, ImageOps, UnidentifiedImageError
+def _open(source: Source) -> Image:
+    from PIL import Image, UnidentifiedImageError
 
+    content = source.read()
+    if not content:
+        raise ValueError("it holds nothing")
     try:
-        with Image.open(io.BytesIO(source.read())) as image:
-            image.load()
-            return _convert(ImageOps.exif_transpose(image), MODES[channels])
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        unknown = isinstance(error, UnidentifiedImageError)  # whose text is an address in memory
-        raise InputError(
-            f"{source.name}: cannot be read as an image: "
-            f"{'its format is unknown' if unknown else error}; mend it or take it out"
-        ) from error
+        return Image.open(io.BytesIO(content))
+    except UnidentifiedImageError:  # whose text is an address in memory
+        raise ValueError("its format is unknown") from None
+
+
+def _upright(image: Image) -> Image:
+    """Return a photo as its camera says that it lies, as far as that can be read.
+
+    Pillow's `exif_transpose` would write all other entries anew, and fails where one is broken.
+    """
+    from PIL import ExifTags, Image
+
+    turns = {
+        2: Image.Transpose.FLIP_LEFT_RIGHT,
+        3: Image.Transpose.ROTATE_180,
+        4: Image.Transpose.FLIP_TOP_BOTTOM,
+        5: Image.Transpose.TRANSPOSE,
+        6: Image.Transpose.ROTATE_270,
+        7: Image.Transpose.TRANSVERSE,
+        8: Image.Transpose.ROTATE_90,
+    }
+    try:
+        turn = turns.get(image.getexif().get(ExifTags.Base.Orientation))
+    except Exception:  # broken entries raise what they like, and the pixels are none of theirs
+        return image
+    return image if turn is None else image.transpose(turn)
+
+
+def _moves(image: Image) -> bool:
+    try:
+        return bool(getattr(image, "is_animated", False))
+    except Exception:  # a later frame is broken; the first one has been read
+        return False
 
 
 def _convert(image: Image, mode: str) -> Image:

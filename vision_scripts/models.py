@@ -23,8 +23,11 @@ from hf_sam.parts.base import nearest
 from shared_scripts.arguments import InputError
 from vision_scripts import networks  # noqa: F401 (makes its model types known)
 from vision_scripts.arguments import ModelArguments
+from vision_scripts.fit import check_patches, side_of
+from vision_scripts.part import said
 
 TIMM = "timm_wrapper"
+PROCESSOR = "preprocessor_config.json"
 
 
 def load_config(args: ModelArguments) -> PretrainedConfig:
@@ -123,13 +126,29 @@ def preparation(args: ModelArguments, config: PretrainedConfig, size: int | None
     from_scratch = args.model_name_or_path is None
     if size is None:
         own = {} if from_scratch and "image_size" not in args.config_overrides else vars(config)
-        size = _side(found.get("crop_size")) or _side(found.get("size"))
-        size = size or _side(own.get("image_size"))
-    mean, std = found.get("image_mean"), found.get("image_std")
-    channels = getattr(config, "num_channels", 3)
-    if not found.get("do_normalize", bool(mean)):
+        size = side_of(found.get("crop_size")) or side_of(found.get("size"))
+        size = size or side_of(own.get("image_size"))
+    if not found.get("do_normalize", bool(found.get("image_mean"))):
         return Preparation(size)
-    return Preparation(size, list(mean)[:channels], list(std)[:channels])
+    channels = getattr(config, "num_channels", 3)
+    name = args.image_processor_name or args.model_name_or_path
+    mean, std = (_per_channel(found, key, channels, name) for key in ("image_mean", "image_std"))
+    return Preparation(size, mean, std)
+
+
+def _per_channel(found: dict[str, Any], key: str, channels: int, name: object) -> list[float]:
+    """Return an image processor's numbers, one per channel; one for all may be alone."""
+    value = found.get(key)
+    numbers = list(value) if isinstance(value, list | tuple) else [value]
+    numbers = numbers * channels if len(numbers) == 1 else numbers[:channels]
+    least = 0.0 if key == "image_mean" else 1e-6
+    good = [isinstance(number, int | float) and number >= least for number in numbers]
+    if len(numbers) != channels or not all(good):
+        raise InputError(
+            f"{name}: its image processor has {key}={value!r:.60}; the model needs {channels} "
+            "numbers above 0. Give another one by --image_processor_name"
+        )
+    return [float(number) for number in numbers]
 
 
 def _timm_dict(config: PretrainedConfig) -> dict[str, Any]:
@@ -147,37 +166,39 @@ def _processor_dict(args: ModelArguments) -> dict[str, Any]:
     options = {"cache_dir": args.cache_dir, "revision": args.model_revision, "token": args.token}
     try:
         return dict(BitImageProcessorPil.get_image_processor_dict(name, **options)[0])
-    except (OSError, ValueError) as error:
-        if args.image_processor_name is None:
+    except Exception as error:  # a file of any content
+        if args.image_processor_name is None and not (Path(name) / PROCESSOR).is_file():
             return {}
-        raise InputError(f"--image_processor_name {name}: cannot be loaded: {error}") from error
-
-
-def _side(size: Any) -> int | None:
-    """Return the side that an image processor or a configuration means."""
-    if isinstance(size, dict):
-        size = size.get("shortest_edge") or size.get("height")
-    if isinstance(size, list | tuple):
-        size = size[0]
-    return size if isinstance(size, int) else None
+        flag = "--image_processor_name" if args.image_processor_name else "the image processor of"
+        raise InputError(f"{flag} {name}: cannot be loaded: {said(error)}") from error
 
 
 def known_classes(args: ModelArguments, config: PretrainedConfig) -> tuple[str, ...]:
-    """Return the classes that a checkpoint was trained on, in the order of its head."""
+    """Return the classes of a checkpoint's head in its order, LABEL_n where it has no names."""
     if args.model_name_or_path is None:
         return ()
     ids: dict[Any, str] = dict(config.id2label or {})
-    names = tuple(str(ids[index]) for index in sorted(ids))
-    return () if names == tuple(f"LABEL_{index}" for index in range(len(names))) else names
+    return tuple(str(ids[index]) for index in sorted(ids))
 
 
 def load_model(
-    args: ModelArguments, config: PretrainedConfig, names: tuple[str, ...], size: int
+    args: ModelArguments,
+    config: PretrainedConfig,
+    names: tuple[str, ...],
+    size: int,
+    training: bool = True,
 ) -> PreTrainedModel:
-    """Build or load the model with a head for these classes, and try it on an image.
+    """Build or load the model with a head for these classes.
+
+    Args:
+        args: where it comes from.
+        config: the model's; gets the classes.
+        names: of the classes in the order of the head.
+        size: side of the images in pixels.
+        training: weights that the checkpoint lacks are trained; without it they are refused.
 
     Raises:
-        InputError: images of this size do not fit, or the checkpoint's head has other classes.
+        InputError: images of this size do not fit, or the checkpoint has other weights.
     """
     config.num_labels = len(names)
     config.id2label = dict(enumerate(names))
@@ -188,62 +209,64 @@ def load_model(
         config.image_size = size
     check_patches(config, size)
     try:
-        model = _build(args, config)
-    except (RuntimeError, ValueError, TypeError) as error:
-        other = "ignore_mismatched_sizes" in str(error)
-        reason = (
-            "weights of it have another shape, as a head for other classes; "
-            "--ignore_mismatched_sizes begins with new ones"
-        )
+        model = _from_scratch(config) if from_scratch else _from_checkpoint(args, config, training)
+    except InputError:
+        raise
+    except Exception as error:  # libraries of weights raise what they like
         raise InputError(
             f"{args.model_name_or_path or args.config_name}: no model with {len(names)} classes "
-            f"can be made of it: {reason if other else error}"
+            f"can be made of it: {said(error)}"
         ) from error
-    _try(model, size)
     # Checkpoints get the weights' present names: Trainer resumes by these alone, and would silently
     # go on with new weights after the old names of ViT (transformers issue 48805).
     model._weight_conversions = []
     return model.to(memory_format=torch.channels_last) if args.channels_last else model
 
 
-def _build(args: ModelArguments, config: PretrainedConfig) -> Any:
-    if args.model_name_or_path is None:
-        config.architectures = config.architectures or []  # None breaks types of several classes
-        return AutoModelForImageClassification.from_config(config)
-    return AutoModelForImageClassification.from_pretrained(
+def _from_scratch(config: PretrainedConfig) -> Any:
+    config.architectures = config.architectures or []  # None breaks types of several classes
+    return AutoModelForImageClassification.from_config(config)
+
+
+def _from_checkpoint(args: ModelArguments, config: PretrainedConfig, training: bool) -> Any:
+    """Load all weights that fit, and refuse here, with their names, what does not."""
+    model, found = AutoModelForImageClassification.from_pretrained(
         args.model_name_or_path,
         config=config,
-        ignore_mismatched_sizes=args.ignore_mismatched_sizes,
+        ignore_mismatched_sizes=True,
+        output_loading_info=True,
+        dtype=torch.float32,  # what is trained; --bf16 and --fp16 compute with copies of it
         **args.download_options,
     )
-
-
-def check_patches(config: PretrainedConfig, size: int) -> None:
-    """Refuse images whose border would fall off because their side is no multiple of a patch's.
-
-    Raises:
-        InputError: it is none; names the sides that are.
-    """
-    patch = _side(getattr(config, "patch_size", None))
-    if patch is not None and size % patch:
-        sides = ([size // patch * patch] if size > patch else []) + [-(-size // patch) * patch]
+    other = sorted(found["mismatched_keys"])
+    if other and not args.ignore_mismatched_sizes:
+        raise InputError(f"{args.model_name_or_path}: {_mismatch(other, config.num_labels)}")
+    missing = sorted(found["missing_keys"])
+    mostly = 2 * (len(missing) + len(other)) > len(model.state_dict())  # more than a new head
+    if missing and (mostly or not training):
         raise InputError(
-            f"images of {size} x {size} pixels do not fit the model's patches of {patch} x "
-            f"{patch}: give --image_size {' or '.join(map(str, sides))}, or from scratch another "
-            "patch_size in --config_overrides"
+            f"{args.model_name_or_path}: is no checkpoint of {type(model).__name__}: it lacks "
+            f"{len(missing)} weights, such as {missing[0]}, which would be random; give one that "
+            "was trained to classify images"
         )
+    return model
 
 
-def _try(model: PreTrainedModel, size: int) -> None:
-    channels = getattr(model.config, "num_channels", 3)
-    model.eval()
-    try:
-        with torch.no_grad():
-            logits = model(torch.zeros(1, channels, size, size)).logits
-    except (RuntimeError, ValueError) as error:
-        raise InputError(
-            f"{type(model).__name__} cannot read images of {size} x {size} pixels and {channels} "
-            f"channels: {error}; give another --image_size"
-        ) from error
-    assert logits.shape == (1, model.config.num_labels)
-    model.train()
+def _mismatch(weights: list[Any], classes: int) -> str:
+    """Say which weights of a checkpoint have another shape than the model, and the remedy.
+
+    Args:
+        weights: (name, shape in the checkpoint, shape in the model).
+        classes: of the images.
+    """
+    if all(tuple(ours)[:1] == (classes,) for _, _, ours in weights):
+        return (
+            f"no model with {classes} classes can be made of it, as its head has "
+            f"{tuple(weights[0][1])[0]}: --ignore_mismatched_sizes begins with a new one"
+        )
+    name, theirs, ours = weights[0]
+    return (
+        f"{len(weights)} of its weights have another shape than the configuration says, such as "
+        f"{name}: {tuple(theirs)} instead of {tuple(ours)}; leave out --config_name and "
+        "--config_overrides, or begin with new ones by --ignore_mismatched_sizes"
+    )

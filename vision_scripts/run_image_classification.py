@@ -20,10 +20,13 @@ if __package__ in (None, ""):  # run as a file: import from the repository, not 
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from hf_sam import SAMTrainingArguments
     from vision_scripts.arguments import DataTrainingArguments, ModelArguments
     from vision_scripts.images import ImageData
     from vision_scripts.models import Preparation
+    from vision_scripts.part import Part
 
 from shared_scripts import running
 
@@ -51,7 +54,10 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         metrics |= running.train(run)
     if args.do_eval:
         metrics |= running.evaluate(run)
-    card: dict[str, Any] = {"tasks": "image-classification"}
+    card: dict[str, Any] = {
+        "tasks": "image-classification",
+        "tags": ["image-classification", "vision"],
+    }
     if data_args.dataset_name is not None:
         card["dataset"] = data_args.dataset_name
     running.describe(run, model_args.model_name_or_path, **card)
@@ -69,21 +75,24 @@ def prepare(
     from transformers import set_seed
 
     from shared_scripts.results import origin
-    from vision_scripts import models
-    from vision_scripts.data import STAGES, class_names, load_parts
+    from vision_scripts import fit, models
+    from vision_scripts.data import STAGES, load_parts
+    from vision_scripts.labels import class_names, encode_labels
 
     stages = running.wanted_stages(args, STAGES)
     set_seed(args.seed)
     config = models.load_config(model_args)
     wanted = models.preparation(model_args, config, data_args.image_size)
     if wanted.size is not None:
-        models.check_patches(config, wanted.size)
+        fit.check_patches(config, wanted.size)
     with args.main_process_first(desc="reading the data"):
-        parts = load_parts(data_args, stages, model_args.cache_dir, model_args.token)
+        parts = load_parts(
+            data_args, stages, model_args.cache_dir, model_args.token, _data_seed(args)
+        )
     names = class_names(parts, models.known_classes(model_args, config))
-    sets = _decode(parts, names, wanted, config, model_args, data_args, args)
-    assert wanted.size is not None
-    model = models.load_model(model_args, config, names, wanted.size)
+    labels = {stage: encode_labels(part, names) for stage, part in parts.items()}
+    model = _load_model(parts, names, wanted, config, model_args, args, resume_from)
+    sets = _decode(parts, labels, wanted, config, model_args, data_args, args)
     trainer, timer = _build_trainer(model, args, sets, wanted)
     return running.Run(
         trainer,
@@ -94,9 +103,37 @@ def prepare(
     )
 
 
-def _decode(
-    parts: dict[str, Any],
+def _data_seed(args: SAMTrainingArguments) -> int:
+    return args.seed if args.data_seed is None else args.data_seed
+
+
+def _load_model(
+    parts: dict[str, Part],
     names: tuple[str, ...],
+    wanted: Preparation,
+    config: Any,
+    model_args: ModelArguments,
+    args: SAMTrainingArguments,
+    resume_from: str | None,
+) -> Any:
+    """Load the model and try it, before all images are read."""
+    from vision_scripts import fit, models
+    from vision_scripts.decode import check_memory, first_side
+
+    batch = fit.smallest_batch(args, len(parts["train"].labels)) if "train" in parts else None
+    size = wanted.size or first_side(next(iter(parts.values())).images[0])
+    count = sum(len(part.labels) for part in parts.values())
+    check_memory((count, size, size, getattr(config, "num_channels", 3)))
+    model = models.load_model(model_args, config, names, size, training=batch is not None)
+    fit.try_model(model, size, batch)
+    if resume_from is not None:
+        fit.check_resumed(model, resume_from, names, size)
+    return model
+
+
+def _decode(
+    parts: dict[str, Part],
+    labels: dict[str, Tensor],
     wanted: Preparation,
     config: Any,
     model_args: ModelArguments,
@@ -104,12 +141,10 @@ def _decode(
     args: SAMTrainingArguments,
 ) -> dict[str, ImageData]:
     """Read all images, the training images first; fill in what is wanted but not yet known."""
-    from vision_scripts.data import encode_labels
     from vision_scripts.decode import decode_all, mean_and_std
     from vision_scripts.images import Augmentation, ImageData
 
     augmentation = Augmentation(data_args.random_crop, data_args.random_flip, data_args.cutout)
-    labels = {stage: encode_labels(part, names) for stage, part in parts.items()}
     sets = {}
     for stage, part in parts.items():
         images = decode_all(part.images, wanted.size, getattr(config, "num_channels", 3))
@@ -124,7 +159,7 @@ def _decode(
             wanted.mean,
             wanted.std,
             augmentation if stage == "train" else None,
-            args.seed if args.data_seed is None else args.data_seed,
+            _data_seed(args),
             model_args.channels_last,
         ).to(args.device)
     return sets

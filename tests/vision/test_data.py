@@ -7,12 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from datasets import ClassLabel, Dataset, Features, Image
 
 from shared_scripts.arguments import InputError
 from tests.vision.conftest import NAMES, picture, table
 from vision_scripts.arguments import DataTrainingArguments
-from vision_scripts.data import Part, class_names, encode_labels, load_parts
-from vision_scripts.decode import Source
+from vision_scripts.data import load_parts
+from vision_scripts.labels import class_names
+from vision_scripts.part import Part
 
 BOTH = ("train", "validation")
 
@@ -43,14 +45,52 @@ def test_a_folder_per_class(image_dir: Path) -> None:
     assert part.images[4].name == str(image_dir / "dog" / "1.png")
 
 
-def test_a_held_out_share_is_disjoint_and_the_same_each_time(image_dir: Path) -> None:
-    parts, again = (load(train_dir=str(image_dir), train_val_split=0.25) for _ in range(2))
-    names = {stage: {i.name for i in part.images} for stage, part in parts.items()}
+def held_out(folder: Path, share: float = 0.25, seed: int = 3, **more: Any) -> dict[str, set[str]]:
+    arguments = DataTrainingArguments(train_dir=str(folder), train_val_split=share, **more)
+    parts = load_parts(arguments, BOTH, seed=seed)
+    return {stage: {image.name for image in part.images} for stage, part in parts.items()}
+
+
+def test_a_held_out_share_is_disjoint_and_depends_on_the_seed(
+    image_dir: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    names = held_out(image_dir)
     assert (len(names["train"]), len(names["validation"])) == (9, 3)
     assert len(names["train"] | names["validation"]) == 12
-    assert names == {stage: {i.name for i in part.images} for stage, part in again.items()}
-    only = load(("validation",), train_dir=str(image_dir), train_val_split=0.25)
-    assert {image.name for image in only["validation"].images} == names["validation"]
+    assert "3 of the 12 training images are held out, as --train_val_split 0.25 and seed 3" in (
+        caplog.text
+    )
+    assert names == held_out(image_dir)
+    assert names["validation"] not in [held_out(image_dir, seed=n)["validation"] for n in (4, 5)]
+    arguments = DataTrainingArguments(train_dir=str(image_dir), train_val_split=0.25)
+    only = load_parts(arguments, ("validation",), seed=3)["validation"]
+    assert {image.name for image in only.images} == names["validation"]
+
+
+def test_a_held_out_share_leaves_one_of_each_class(image_dir: Path) -> None:
+    for path in [*image_dir.glob("cat/*")][1:]:
+        path.unlink()
+    for seed in range(9):
+        train = held_out(image_dir, 0.6, seed)["train"]
+        assert {Path(name).parent.name for name in train} == set(NAMES)
+    with pytest.raises(
+        InputError, match="split 0.75: of 9 .* that is 7, and one of each of 3 classes"
+    ):
+        held_out(image_dir, 0.75)
+
+
+def test_a_truncated_set_keeps_its_classes(tmp_path: Path) -> None:
+    names = [f"c{n:02}" for n in range(40)]
+    features = Features({"image": Image(), "label": ClassLabel(names=names)})
+    rows = {"image": table(40)["image"], "label": list(range(40))}
+    Dataset.from_dict(rows, features).to_parquet(tmp_path / "declared.parquet")
+    plain = table(40, label=names)
+    plain.to_parquet(tmp_path / "plain.parquet")
+    for file in ("declared", "plain"):
+        files = [str(tmp_path / f"{file}.parquet")]
+        parts = load(train_file=files, validation_file=files, max_train_samples=5)
+        assert len(parts["train"].labels) == 5
+        assert class_names(parts, ()) == tuple(names)
 
 
 def test_a_limit_draws_the_same_rows_each_time(files: Path) -> None:
@@ -71,58 +111,6 @@ def test_columns_have_usual_names_or_those_given(tmp_path: Path) -> None:
         load(("train",), **file)
     with pytest.raises(InputError, match="'fein' .did you mean 'fine'..\\. There"):
         load(("train",), **file, label_column_name="fein")
-
-
-def part(labels: list[Any], names: tuple[str, ...] | None = None) -> Part:
-    return Part([Source(f"f, row {n + 1}", bytes) for n in range(len(labels))], labels, names, "f")
-
-
-@pytest.mark.parametrize(
-    ("labels", "names", "found", "numbers"),
-    [
-        (["b", "a", "b"], None, ("a", "b"), [1, 0, 1]),
-        ([3, 10, 3], None, ("3", "10"), [0, 1, 0]),
-        ([2, 0], ("x", "y", "z"), ("x", "y", "z"), [2, 0]),
-    ],
-)
-def test_labels_become_numbers(labels: Any, names: Any, found: Any, numbers: Any) -> None:
-    own = part(labels, names)
-    assert class_names({"train": own}, ()) == found
-    assert encode_labels(own, found).tolist() == numbers
-
-
-def test_a_checkpoint_keeps_the_order_of_its_head() -> None:
-    own = part([0, 1], ("a", "b"))
-    assert class_names({"train": own}, ("b", "a")) == ("b", "a")
-    assert encode_labels(own, ("b", "a")).tolist() == [1, 0]
-    assert class_names({"train": own}, ("b", "c")) == ("a", "b")
-    assert class_names({"validation": own}, ("c", "b", "a")) == ("c", "b", "a")
-
-
-@pytest.mark.parametrize(
-    ("labels", "names", "message"),
-    [
-        ([0, 3, 1], ("a", "b", "c"), "f, row 2: label 3 is outside the 3 classes: a, b, c"),
-        ([0, -1, 1], ("a", "b"), "f, row 2: label -1 is outside the 2 classes"),
-        ([0, 1, -1], None, "f, row 3: label -1 is outside the 2 classes: 0, 1"),
-        (["a", "b", None], None, "f, row 3: label None is outside the 2 classes: a, b"),
-    ],
-)
-def test_a_label_outside_the_range(labels: Any, names: Any, message: str) -> None:
-    own = part(labels, names)
-    with pytest.raises(InputError, match=message):
-        encode_labels(own, class_names({"train": own}, ()))
-
-
-def test_one_class_only() -> None:
-    with pytest.raises(InputError, match="f: a classifier needs two classes; all labels are b"):
-        class_names({"train": part([1, 1], ("a", "b"))}, ())
-
-
-def test_a_validation_class_that_training_lacks() -> None:
-    sets = {"train": part([0, 1], ("a", "b", "c")), "validation": part([1, 2], ("a", "b", "c"))}
-    with pytest.raises(InputError, match="f, row 2: no training image has the class 'c'; .* a, b"):
-        class_names(sets, ())
 
 
 def test_folders_and_files_that_hold_nothing(tmp_path: Path, files: Path) -> None:
@@ -146,23 +134,8 @@ def test_folders_and_files_that_hold_nothing(tmp_path: Path, files: Path) -> Non
         load(("train",), train_dir=str(tmp_path))
     picture(0).save(tmp_path / "cat" / "a.JPG", "JPEG")
     assert load(("train",), train_dir=str(tmp_path))["train"].labels == [0]
-    with pytest.raises(InputError, match="of 1 images in .* that is 0"):
+    with pytest.raises(InputError, match="of 1 images in .* that is 0, and one of each of 1"):
         load(train_dir=str(tmp_path))
-
-
-def test_files_that_are_no_images_of_a_class(
-    image_dir: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    hidden = (".notes/a.png", "cat/._1.png", "cat/.notes/a.png", ".DS_Store")
-    for name in hidden:
-        (image_dir / name).parent.mkdir(exist_ok=True)
-        (image_dir / name).write_bytes(b"no image")
-    assert len(load(("train",), train_dir=str(image_dir))["train"].labels) == 12
-    assert not caplog.text, "hidden files are the business of others"
-    for name in ("loose.png", "cat/a.heic"):
-        (image_dir / name).write_bytes(b"no image")
-    assert len(load(("train",), train_dir=str(image_dir))["train"].labels) == 12
-    assert f"2 files are left out, such as {image_dir / 'loose.png'}" in caplog.text
 
 
 @pytest.mark.parametrize("label", [0.5, [1], {"a": 1}])

@@ -4,18 +4,22 @@
 from __future__ import annotations
 
 import io
+import struct
 from functools import partial
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 
 from shared_scripts.arguments import InputError
 from tests.vision.conftest import picture, png
 from vision_scripts import decode
-from vision_scripts.decode import Source, decode_all, mean_and_std
+from vision_scripts.decode import decode_all, mean_and_std
+from vision_scripts.part import Source
 
 
 def read(image: Image.Image, channels: int = 3, size: int | None = None) -> np.ndarray:
@@ -93,7 +97,7 @@ def test_another_size_is_resized_by_its_short_side_and_cut() -> None:
     [
         (png(picture(1))[:-30], "truncated"),
         (b"no image", "its format is unknown"),
-        (b"", "its format is unknown"),
+        (b"", "it holds nothing"),
     ],
 )
 def test_an_unreadable_image_is_named(content: bytes, why: str) -> None:
@@ -102,6 +106,115 @@ def test_an_unreadable_image_is_named(content: bytes, why: str) -> None:
     message = f"a.parquet, row 2: cannot be read as an image: .*{why}; mend it or take it out"
     with pytest.raises(InputError, match=message):
         decode_all(sources, None, 3)
+
+
+@pytest.mark.parametrize("error", [KeyError(5), struct.error("odd"), EOFError(), MemoryError("no")])
+def test_whatever_is_raised_names_the_image(error: Exception) -> None:
+    def read_it() -> bytes:
+        raise error
+
+    with pytest.raises(InputError, match=f"^b.parquet, row 3: .* an image: {type(error).__name__}"):
+        decode_all([Source("b.parquet, row 3", read_it)], 4, 3)
+
+
+def test_a_bomb_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 20)
+    with pytest.raises(InputError, match="x: cannot be read as an image: DecompressionBombError"):
+        read(picture(0, 8))
+    assert read(picture(0, 5)).shape == (5, 5, 3), "a warning of Pillow's is no error"
+
+
+def exif(entries: list[tuple[int, int, int, bytes]]) -> bytes:
+    """Return the EXIF of a photo that was taken upside down, with other entries of any kind."""
+    upside_down = (0x0112, 3, 1, struct.pack("<I", 3))
+    body = [struct.pack("<HHI", *entry[:3]) + entry[3] for entry in sorted([upside_down, *entries])]
+    return b"Exif\0\0II*\0" + struct.pack("<IH", 8, len(body)) + b"".join(body) + bytes(4)
+
+
+UPRIGHT = np.repeat(np.repeat(GREY, 8, 0), 8, 1)[::-1, ::-1]
+"""Flat blocks, which every format keeps almost as they are."""
+
+
+def photo(form: str, entries: list[tuple[int, int, int, bytes]]) -> bytes:
+    """Return an image that lies upside down, with EXIF."""
+    buffer = io.BytesIO()
+    Image.fromarray(UPRIGHT[::-1, ::-1]).save(buffer, form, exif=exif(entries))
+    return buffer.getvalue()
+
+
+photos = st.builds(
+    photo,
+    st.sampled_from(["JPEG", "PNG", "WEBP"]),
+    st.lists(
+        st.tuples(
+            st.sampled_from([256, 270, 282, 700, 34665, 34853, 40965]),
+            st.integers(0, 14),
+            st.integers(0, 5),
+            st.binary(min_size=4, max_size=4),
+        ),
+        max_size=3,
+    ),
+)
+
+
+@given(photos)
+def test_pixels_are_read_where_exif_is_broken(content: bytes) -> None:
+    found = decode_all([Source("x", lambda: content)], None, 1)[0, 0].numpy().astype(int)
+    apart = [np.abs(found - way).mean() for way in (UPRIGHT, UPRIGHT[::-1, ::-1])]
+    assert min(apart) < 8 and max(apart) > 50
+
+
+BROKEN = {
+    "text as a float": (270, 11, 1, struct.pack("<f", 1.5)),
+    "a pointer before the file": (34665, 9, 1, struct.pack("<i", -72)),
+    "bytes as a double": (700, 12, 1, struct.pack("<f", 1.5)),
+}
+
+
+@pytest.mark.parametrize("kind", BROKEN)
+def test_a_photo_lies_upright_whatever_else_its_exif_says(kind: str) -> None:
+    found = decode_all([Source("x", lambda: photo("PNG", [BROKEN[kind]]))], None, 1)[0, 0]
+    assert np.array_equal(found, UPRIGHT)
+
+
+def test_exif_that_is_no_exif() -> None:
+    buffer = io.BytesIO()
+    picture(0).save(buffer, "PNG", exif=b"Exif\0\0XX*\0\0\0")
+    assert np.array_equal(
+        decode_all([Source("x", buffer.getvalue)], None, 3)[0, 0], read(picture(0))[..., 0]
+    )
+
+
+@pytest.mark.parametrize("form", ["GIF", "PNG", "TIFF", "WEBP"])
+def test_the_first_of_several_frames_is_used(form: str, caplog: pytest.LogCaptureFixture) -> None:
+    buffer = io.BytesIO()
+    frames = [Image.fromarray(np.full((4, 4), value, np.uint8)) for value in (10, 200)]
+    frames[0].save(buffer, form, save_all=True, append_images=frames[1:])
+    found = decode_all([Source("a.gif", buffer.getvalue)], None, 1)
+    assert (found.int() - 10).abs().max() <= 1
+    assert "1 images have several frames, such as a.gif: the first one is used" in caplog.text
+
+
+@pytest.mark.parametrize("mode", ["CMYK", "YCbCr", "HSV", "PA", "RGBX", "1"])
+def test_other_modes_are_read(mode: str) -> None:
+    image = Image.new("RGB", (4, 4), "white").convert(mode if mode != "PA" else "P")
+    image = image.convert(mode)
+    assert np.array_equal(np.asarray(decode._convert(image, "RGB")), np.full((4, 4, 3), 255))
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_sixteen_bits_of_either_order(order: str) -> None:
+    deep = np.arange(64, dtype=f"{order}u2").reshape(8, 8) * 1000
+    buffer = io.BytesIO()
+    Image.fromarray(deep).save(buffer, "TIFF")
+    found = decode_all([Source("x", buffer.getvalue)], None, 1)[0, 0]
+    assert np.array_equal(found, np.round(deep / 257).astype(np.uint8))
+
+
+def test_an_image_without_pixels(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(decode, "_open", lambda source: Image.new("RGB", (0, 4)))
+    with pytest.raises(InputError, match="x: cannot be read as an image: it has no pixels"):
+        decode.first_side(Source("x", bytes))
 
 
 def test_channels_that_images_do_not_have() -> None:

@@ -11,7 +11,7 @@ import torch
 from transformers import AutoModelForImageClassification, TimmWrapperConfig
 
 from shared_scripts.arguments import InputError
-from vision_scripts import models
+from vision_scripts import fit, models
 from vision_scripts.arguments import ModelArguments
 from vision_scripts.networks import (
     CifarResNetConfig,
@@ -63,7 +63,10 @@ def test_every_family_starts_from_scratch_and_comes_back(kind: str, tmp_path: Pa
     assert models.known_classes(args, config) == ("a", "b", "c")
     again = models.load_model(args, config, ("a", "b", "c"), 8).eval()
     torch.testing.assert_close(again(images).logits, found.logits)
-    with pytest.raises(InputError, match="no model with 2 classes.*--ignore_mismatched_sizes beg"):
+    with pytest.raises(
+        InputError,
+        match="no model with 2 classes .* as its head has 3: --ignore_mismatched_sizes b",
+    ):
         models.load_model(args, models.load_config(args), ("a", "b"), 8)
     other = ModelArguments(model_name_or_path=str(tmp_path), ignore_mismatched_sizes=True)
     assert models.load_model(other, models.load_config(other), ("a", "b"), 8)(images).logits.shape[
@@ -133,7 +136,7 @@ def test_images_that_do_not_fit() -> None:
     with pytest.raises(InputError, match=r"10 x 10 .* patches of 4 x 4: give --image_size 8 or 12"):
         build("vit", size=10)
     with pytest.raises(InputError, match="cannot read images of 2 x 2 pixels"):
-        build("convnext", size=2)
+        fit.try_model(build("convnext", size=2), 2, None)
     args = ModelArguments(config_name="vit", config_overrides=TINY["vit"] | {"num_channels": 1})
     assert models.load_model(args, models.load_config(args), ("a", "b"), 8).config.image_size == 8
 
@@ -158,3 +161,32 @@ def test_what_a_checkpoint_wants_of_its_images(tmp_path: Path) -> None:
     assert models.preparation(scratch, timm, None) == expected
     (tmp_path / "preprocessor_config.json").unlink()
     assert models.preparation(args, config, None) == models.Preparation(12)
+
+
+@pytest.mark.parametrize(
+    ("text", "channels", "found"),
+    [
+        ('{"image_mean": 0.5, "image_std": [0.2]}', 3, ([0.5] * 3, [0.2] * 3)),
+        ('{"image_mean": [0.1, 0.2, 0.3], "image_std": [1, 2, 3]}', 1, ([0.1], [1.0])),
+        ('{"image_mean": [0.5], "do_normalize": false}', 3, (None, None)),
+        ('{"image_mean": [0.5, 0.5], "image_std": [1, 1]}', 3, "image_mean=.* needs 3 numbers"),
+        ('{"image_mean": 0.5, "image_std": [1, 0, 1]}', 3, "image_std=.1, 0, 1.; .* above 0"),
+        ('{"image_mean": 0.5}', 3, "image_std=None"),
+        ('{"image_mean": ', 3, "the image processor of .* cannot be loaded"),
+        ("[]", 3, (None, None)),
+    ],
+)
+def test_numbers_of_an_image_processor(
+    text: str, channels: int, found: Any, tmp_path: Path
+) -> None:
+    build("vit").config.save_pretrained(tmp_path)
+    (tmp_path / "preprocessor_config.json").write_text(text)
+    own = {"num_channels": channels}
+    args = ModelArguments(model_name_or_path=str(tmp_path), config_overrides=own)
+    config = models.load_config(args)
+    if isinstance(found, str):
+        with pytest.raises(InputError, match=found):
+            models.preparation(args, config, None)
+    else:
+        wanted = models.preparation(args, config, None)
+        assert (wanted.mean, wanted.std) == found

@@ -95,5 +95,10 @@ def test_flags_override_a_file_that_overrides_a_recipe(tmp_path: Path) -> None:
 def test_what_is_no_recipe() -> None:
     with pytest.raises(InputError, match="no such recipe .did you mean 'cifar10-resnet18-sam'"):
         parse("cifar10-resnet18_sam")
-    with pytest.raises(InputError, match="--dataloader_num_workers 2: .* leave it at 0"):
-        parse("cifar10-resnet18-sam", "--dataloader_num_workers", "2")
+
+
+def test_workers_are_not_needed(caplog: pytest.LogCaptureFixture) -> None:
+    words = ("--dataloader_num_workers=2", "--dataloader_prefetch_factor=2")
+    args = parse("cifar10-resnet18-sam", *words)[2]
+    assert (args.dataloader_num_workers, args.dataloader_prefetch_factor) == (0, None)
+    assert "--dataloader_num_workers 2: images are decoded once" in caplog.text

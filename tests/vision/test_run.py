@@ -96,7 +96,7 @@ def test_a_truncated_image_stops_before_training(flags: Flags, tmp_path: Path) -
         main(flags("--do_train", train_file=path))
 
 
-def test_errors_are_one_line(flags: Flags) -> None:
+def test_errors_are_one_line(flags: Flags, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(InputError, match="--do_predict: this script has only --do_train --do_eval"):
         main(flags("--do_train", "--do_predict"))
     with pytest.raises(InputError, match="--sam_where='nrom' matches no .*did you mean 'norm'"):
@@ -104,8 +104,56 @@ def test_errors_are_one_line(flags: Flags) -> None:
     with pytest.raises(InputError, match="--cutout 8: leaves nothing of images of 8 x 8"):
         main(flags("--do_train", cutout=8))
     patches = flags("--do_train", config_name="vit", config_overrides="patch_size=3")
-    with pytest.raises(SystemExit, match="^script.py: error: images of 8 x 8 pixels do not fit"):
+    with pytest.raises(SystemExit) as ended:
         command_line(lambda: main(patches), "script.py")
+    said = f"{ended.value}{capsys.readouterr().err}"
+    assert "script.py: error: images of 8 x 8 pixels do not fit" in said
+
+
+def test_its_own_checkpoint_works_again(
+    flags: Flags, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    names = ["US", "us", "LABEL_0"]
+    table(12, label=[names[n % 3] for n in range(12)]).to_parquet(tmp_path / "train.parquet")
+    table(6, label=["us", "US"] * 3).to_parquet(tmp_path / "some.parquet")
+    data = {"train_file": tmp_path / "train.parquet", "validation_file": tmp_path / "some.parquet"}
+    first = main(flags("--do_train", "--do_eval", max_train_samples=4, **data))
+    own = {"model_name_or_path": tmp_path / "out", "config_name": None, "config_overrides": None}
+    own |= {"output_dir": tmp_path / "again"} | data
+    again = main(flags("--do_eval", **own))
+    assert again["eval_loss"] == pytest.approx(first["eval_loss"], rel=1e-5)
+    main(flags("--do_train", max_train_samples=4, **own))
+    config = json.loads((tmp_path / "again" / "config.json").read_text())
+    assert list(config["id2label"].values()) == ["LABEL_0", "US", "us"]
+    assert "head" not in caplog.text
+
+
+def test_the_arguments_of_transformers_own_test(
+    image_dir: Path, flags: Flags, tmp_path: Path
+) -> None:
+    words = flags("--do_train", "--do_eval", "--trust_remote_code", train_dir="x")
+    words = [w for w in words if not w.startswith("--train_dir")]
+    words += ["--dataset_name", str(image_dir), "--label_column_name", "label"]
+    words += "--remove_unused_columns False --dataloader_num_workers 16 --seed 42".split()
+    words += "--metric_for_best_model accuracy --train_val_split 0.25".split()
+    metrics = main([
+        *words,
+        "--per_device_eval_batch_size",
+        "1",
+        "--cache_dir",
+        str(tmp_path / "c"),
+    ])
+    assert (metrics["train_samples"], metrics["eval_samples"]) == (9, 3)
+    for stage, names in {
+        "train": "epoch train_loss train_runtime train_samples_per_second",
+        "eval": "eval_accuracy eval_loss eval_runtime eval_samples_per_second",
+        "all": "train_steps_per_second eval_steps_per_second train_samples eval_samples",
+    }.items():
+        assert set(names.split()) <= results(tmp_path / "out", stage).keys()
+    files = "README.md config.json model.safetensors preprocessor_config.json trainer_state.json"
+    assert all((tmp_path / "out" / name).is_file() for name in files.split())
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "- image-classification\n- vision\n- hf_sam" in card
 
 
 @pytest.mark.slow
@@ -113,6 +161,6 @@ def test_the_file_runs_from_anywhere(tmp_path: Path) -> None:
     command = [sys.executable, str(SCRIPT), "--config_name=vit"]
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
     last = done.stderr.strip().splitlines()[-1]
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert last.startswith("run_image_classification.py: error: no data: give --train_dir")
     assert "Traceback" not in done.stderr
