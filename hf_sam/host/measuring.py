@@ -225,17 +225,17 @@ class Measuring:
             starts = range(0, size - count + 1, count)
             labelled = [s for s in starts if any(heavy[s : s + count])][:PARTS]
             losses = (ask(slice(start, start + count)) for start in labelled)
-            if not labelled or self._says_something(losses, whole):
+            if not labelled or self._say_something(losses, whole, size / count):
                 return count
         return size
 
-    def _says_something(self, losses: Iterator[float], whole: float) -> bool:
+    def _say_something(self, losses: Iterator[float], whole: float, parts: float) -> bool:
         """Whether losses of parts are numbers, and not one and the same beside the whole's."""
         first = next(losses)
         if not math.isfinite(first):
             return False
-        if self._near(first, whole, self._tolerance):
-            return True
+        if any(self._near(one, whole, self._tolerance) for one in (first, parts * first)):
+            return True  # equal examples, under a mean or a sum
         return any(math.isfinite(loss) and loss != first for loss in losses)
 
     # -- the losses of single examples ----------------------------------------------------------

@@ -126,7 +126,7 @@ def data_of(window: Window, ops: TrainerOps, items: Weighting, world: int) -> Da
         world: the ranks whose items Trainer has counted.
     """
     batches = window.batches
-    if window.num_items is None or len(batches) * world == 1:
+    if window.num_items is None:
         return Data(batches, [_one(ops.denominator(b)) / len(batches) for b in batches], ops)
     total = wide(torch.as_tensor(window.num_items))
     shares = [world * wide(items.count(b.inputs, ops.size(b))) / total for b in batches]
