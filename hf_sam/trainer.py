@@ -33,6 +33,8 @@ from .host.checks import (
 from .host.hooks import check_hooks
 from .host.learning_rate import RateShare
 from .host.logs import RunningMeans
+from .host.losses import check_losses
+from .host.measuring import Measuring
 from .host.parameters import Parameters
 from .host.passes import PassRunner, WhichPass
 from .host.records import Records
@@ -45,7 +47,16 @@ from .parts.where import check_patterns, choose
 logger = logging.getLogger(__name__)
 
 NO_RECORDS = GIVEN - {"model", "compute_loss_func"} | {
-    *("_engine", "_means", "_memory", "_method", "_parameters", "_passes", "_rate_share"),
+    *(
+        "_engine",
+        "_means",
+        "_measuring",
+        "_memory",
+        "_method",
+        "_parameters",
+        "_passes",
+        "_rate_share",
+    ),
     *("_pending_readings", "_records", "_sam_given", "_window", "_windows"),
 }
 """Attributes that no pass moves: what a Trainer is given, and what the mixin keeps itself."""
@@ -71,7 +82,8 @@ class SAMMixin(TrainerBase):
         sam: a key of `METHODS` (overrides `args.sam`), a method object (copied), or None for what
             `args` say.
         per_example_loss_func: `f(outputs, labels)` returns losses of shape (B,), for methods that
-            select examples under a loss of your own.
+            select examples under a loss of your own. `labels` are all inputs of the model if there
+            is no field of that name, as for question answering.
         *args: as the Trainer behind takes them.
         **kwargs: as the Trainer behind takes them.
 
@@ -95,7 +107,7 @@ class SAMMixin(TrainerBase):
         self._sam_given = sam
         own_step = own_step_behind(type(self), SAMMixin)
         self._passes = PassRunner(self, super().training_step, per_example_loss_func, own_step)
-        self._has_per_example_loss = per_example_loss_func is not None
+        self._measuring: Measuring | None = None
         self._counting = False
         self._window: Window | None = None
         self._windows = 0
@@ -177,17 +189,16 @@ class SAMMixin(TrainerBase):
     def _check_data_needs(self, loader: Any) -> None:
         """Refuse a method that cannot have of the data what it asks for, and log its groups."""
         name, steps = self._method.describe()["name"], self.args.gradient_accumulation_steps
+        self._measuring = None
         wanted = asks(self._method, steps)
         if wanted.examples:
             check_cuttable(self, name)
         if wanted.draws:
             check_drawable(loader, name)
-        if wanted.losses and self.compute_loss_func is not None and not self._has_per_example_loss:
-            raise ValueError(
-                f"{name} compares the losses of single examples, which compute_loss_func does not "
-                "give: give SAMTrainer(per_example_loss_func=f), too, with f(outputs, labels) -> "
-                "losses of shape (B,)"
-            )
+        if wanted.losses and not self._passes.own_losses:
+            check_losses(self, name)
+        if wanted.examples:
+            self._measuring = Measuring(self, self._passes, name, wanted.losses)
         ranks = self.accelerator.num_processes
         apart = ranks if self._engine.local_ascent else 1
         if wanted.groups * apart > 1 and self.accelerator.is_main_process:
@@ -279,6 +290,8 @@ class SAMMixin(TrainerBase):
         model.train()
         if callable(getattr(self.optimizer, "train", None)):
             self.optimizer.train()
+        if self._measuring is not None:
+            self._measuring.look(window)
         self._engine.start()
         self._passes.start()
         self._look_at_parameters()
@@ -316,13 +329,13 @@ class SAMMixin(TrainerBase):
             progress=self._progress(),
             seed=self.args.seed,
             names=self._parameters.names,
-            per_example=partial(passes.per_example, model),
+            per_example=partial(passes.per_example, model, window),
             sample=partial(draw, self),
             engine=self._engine,
             cosine=self._means.want_cosine(self.state.global_step),
             on_phase=self._announce,
         )
-        return Landscape.of(update, data_of(window, passes.ops, passes.ranks_counted))
+        return Landscape.of(update, data_of(window, passes.ops, passes.items, passes.ranks_counted))
 
     def _look_at_parameters(self) -> None:
         """Take in groups that were added, and layers that were unfrozen or frozen."""

@@ -156,6 +156,8 @@ def make_trainer(
     sam_object: Any = None,
     callbacks: list[Any] | None = None,
     compute_loss_func: Any = None,
+    per_example_loss_func: Any = None,
+    collator: Any = None,
     eval_data: list[Example] | None = None,
     built: torch.nn.Module | None = None,
     **arguments: Any,
@@ -177,7 +179,8 @@ def make_trainer(
     }
     plain = not issubclass(cls, SAMTrainer) and cls is Trainer
     kind = TrainingArguments if plain else SAMTrainingArguments
-    given = {} if plain else {"sam": sam_object}
+    ours = {"sam": sam_object, "per_example_loss_func": per_example_loss_func}
+    given = {} if plain else ours
     found = data if data is not None else examples(model)
     if dtype != torch.float32:
         found = [
@@ -194,6 +197,7 @@ def make_trainer(
         eval_dataset=eval_data,
         callbacks=callbacks,
         compute_loss_func=compute_loss_func,
+        data_collator=collator,
         **given,
     )
 

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a model's loss is: whether it counts items, and the loss of every single example."""
+"""What a model's loss is: the loss of every single example, and whether it counts items."""
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable
 from typing import Any
@@ -11,7 +12,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ..landscape import Replay
 from ..landscape.data import IGNORED
 
 NUMBERS: dict[str | None, Callable[..., Tensor]] = {
@@ -19,6 +19,13 @@ NUMBERS: dict[str | None, Callable[..., Tensor]] = {
     "multi_label_classification": functional.binary_cross_entropy_with_logits,
 }
 """The losses of labels that are numbers, by a model's `problem_type`."""
+
+GIVE = (
+    "give SAMTrainer(per_example_loss_func=f) with f(outputs, labels) -> losses of shape (B,), "
+    "where `labels` are all inputs if there is no field of that name, or use a method that needs "
+    "none, such as sam"
+)
+"""What to do where the losses of single examples are unknown."""
 
 
 def per_example_losses(
@@ -54,11 +61,13 @@ def per_example_losses(
         else logits.detach()
     )
     kind = getattr(config, "problem_type", None)
+    if kind is None and getattr(config, "num_labels", 2) == 1 and logits.numel() == labels.numel():
+        kind = "regression"  # which not every head writes down
     if kind == "regression" or labels.is_floating_point():
         return _numbers(logits, labels, kind)
     if logits.ndim == 2 and labels.numel() == len(logits):
         return _tokens(logits, labels.flatten(), smoothing)
-    if labels.ndim == 2 and logits.ndim == 3:
+    if labels.ndim == 2 and logits.ndim == 3 and logits.shape[:2] == labels.shape:
         if shifted:
             logits, labels = logits[:, :-1], labels[:, 1:]
         losses = _tokens(logits.flatten(0, 1), labels.flatten(), smoothing).view(labels.shape)
@@ -95,35 +104,46 @@ def _unknown(labels: Any, logits: Any) -> str:
 
     return (
         f"the loss of single examples is unknown for labels of {shape(labels)} and logits of "
-        f"{shape(logits)}: give SAMTrainer(per_example_loss_func=f) with f(outputs, labels) -> "
-        "losses of shape (B,), or use a method that needs none, such as sam"
+        f"{shape(logits)}: {GIVE}"
     )
 
 
-def honours_num_items(
-    loss_of: Callable[[Tensor], Tensor], n: Tensor, replay: Replay
-) -> bool | None:
+def check_losses(trainer: Any, method: str) -> None:
+    """Refuse a method that compares losses of single examples where nobody can know them.
+
+    Raises:
+        ValueError: the loss is the user's own, or the model takes no `labels`.
+    """
+    if trainer.compute_loss_func is not None:
+        raise ValueError(
+            f"{method} compares the losses of single examples, which compute_loss_func does not "
+            f"give: {GIVE}"
+        )
+    names = list(trainer.label_names)
+    forward = inspect.signature(trainer.model.forward).parameters.values()
+    anything = any(parameter.kind is parameter.VAR_KEYWORD for parameter in forward)
+    if "labels" not in names and (names or not anything):
+        takes = f"takes {', '.join(names)}" if names else "takes no labels"
+        raise ValueError(
+            f"{method} compares the losses of single examples, which are known for a field "
+            f"`labels`, and {type(trainer.model).__name__} {takes}: {GIVE}"
+        )
+
+
+def honours_num_items(loss_of: Callable[[Tensor], float], n: Tensor) -> bool | None:
     """Return whether the loss halves when the number of items doubles; None where it cannot be
     told.
 
     Args:
-        loss_of: the `()` loss of one and the same batch for a given number of items.
+        loss_of: the loss of one and the same batch for a given number of items. Asked a third time,
+            it tells how far the loss moves by itself.
         n: number of items, `()`.
-        replay: makes all evaluations see the same random numbers, and leave no trace.
     """
-
-    def ask(items: Tensor) -> float:
-        with torch.no_grad(), replay.no_trace():
-            return float(loss_of(items))
-
-    once, twice = ask(n), ask(2 * n)
-    if not math.isfinite(once) or not math.isfinite(twice) or abs(once) < 1e-8:
+    once, twice, again = loss_of(n), loss_of(2 * n), loss_of(n)
+    if not all(map(math.isfinite, (once, twice, again))) or abs(once) < 1e-8:
         return None
-    if abs(twice - once) <= 1e-3 * abs(once):
-        return False
-    # A state that nobody can put back changes the loss, too: how much, the first question tells.
-    again = ask(n)
+    # A state that nobody can put back moves the loss, too: how much, the first question tells.
     drift = abs(again - once)
-    if not drift < abs(once) / 8:
+    if drift >= abs(once) / 8:
         return None
     return abs(twice - (once + again) / 2) > max(1e-3 * abs(once), 3 * drift)

@@ -6,16 +6,17 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from ..landscape import Replay
+from ..landscape import RandomStates, Replay
 from .checks import forbid_forward
 from .inputs import Inputs, Loan
 from .losses import honours_num_items, per_example_losses
+from .weighting import Weighting
 from .window import Batch, TrainerOps, Window
 
 
@@ -56,13 +57,14 @@ class PassRunner:
         trainer: the Trainer.
         training_step: that of the class behind SAMMixin.
         per_example_loss_func: `f(outputs, labels)` returns losses of shape (B,), for a loss of the
-            user's own.
+            user's own; `labels` are all inputs where no field has that name.
         own_step: whether that `training_step` is another than Trainer's.
 
     Attributes:
         reentrant: whether activations are checkpointed in the mode that warns without a graph.
         honours: whether the loss honours `num_items_in_batch`; None while it was not asked.
         which: the pass that runs; None outside of passes.
+        weighting: how the losses of parts of a batch make up the loss of the whole.
     """
 
     def __init__(
@@ -76,6 +78,7 @@ class PassRunner:
         self._own_step = own_step
         self._training_step = training_step
         self._per_example_loss_func = per_example_loss_func
+        self.weighting = Weighting()
         self._pass: Pass | None = None
         self.reentrant = False
         self.honours: bool | None = None
@@ -130,11 +133,13 @@ class PassRunner:
         For a whole micro-batch it does all scaling itself.
         """
         if batch.drawn:
-            return self._backward_drawn(model, batch)
+            return self._backward_drawn(model, batch, window.num_items)
         self._pass = Pass([] if with_losses else None)
         num_items = window.num_items
         try:
             with self._inputs.lend(batch.inputs) as inputs:
+                if batch.part:
+                    inputs = self.weighting.filled(inputs)
                 if batch.whole:
                     loss = self._step(model, inputs, num_items)
                 else:
@@ -178,17 +183,21 @@ class PassRunner:
         return self._pass.losses[0]
 
     def _items_of(self, batch: Batch, num_items: Any) -> Any:
-        """Return the count for which Trainer computes a part's own mean."""
+        """Return the count for which Trainer computes a part's own mean; None for none."""
         if num_items is None:
             return None
-        count = self.ops.denominator(batch) * self.ranks_counted
+        count = self.items.count(batch.inputs, self.ops.size(batch)) * self.ranks_counted
         return torch.as_tensor(count, device=self._trainer.args.device).clamp(min=1)
+
+    @property
+    def items(self) -> Weighting:
+        """How Trainer counts the items of a batch."""
+        return Weighting("targets" if self._trainer._loss_shifts_labels else "labels")
 
     @property
     def ops(self) -> TrainerOps:
         """How batches are counted and cut."""
-        trainer = self._trainer
-        return TrainerOps(trainer._loss_shifts_labels, getattr(trainer, "take", None))
+        return TrainerOps(self.weighting, getattr(self._trainer, "take", None))
 
     @property
     def ranks_counted(self) -> int:
@@ -197,27 +206,40 @@ class PassRunner:
         counted = trainer.args.average_tokens_across_devices
         return trainer.accelerator.num_processes if counted else 1
 
-    def _backward_drawn(self, model: nn.Module, batch: Batch) -> Tensor:
+    def _backward_drawn(self, model: nn.Module, batch: Batch, num_items: Any) -> Tensor:
         """Run a drawn example without dropout, and with the running statistics."""
         trainer = self._trainer
         with evaluating(model), self._which("ascent", self._number):
             with trainer.compute_loss_context_manager():
-                loss: Any = trainer.compute_loss(model, Loan(batch.inputs).inputs)
+                loss: Any = self._loss(model, batch, Loan(batch.inputs).inputs, num_items)
             trainer.accelerator.backward(loss)
         return loss.detach()
 
-    def per_example(self, model: nn.Module, batch: Batch) -> Tensor:
+    def _loss(self, model: nn.Module, batch: Batch, inputs: Any, num_items: Any) -> Any:
+        """Return the batch's own loss; a number of items says that Trainer counts them."""
+        if num_items is None:
+            return self._trainer.compute_loss(model, inputs)
+        own = self._items_of(batch, num_items)
+        return self._trainer.compute_loss(model, inputs, num_items_in_batch=own)
+
+    def per_example(self, model: nn.Module, window: Window, batch: Batch) -> Tensor:
         """Return the losses (B,) where the weights stand, in training mode, without a graph."""
+        return self._forward(model, batch, window.num_items, with_losses=True)[1]
+
+    def _forward(
+        self, model: nn.Module, batch: Batch, num_items: Any, *, with_losses: bool = False
+    ) -> tuple[Any, Any]:
+        """Return a batch's own loss, and the losses (B,) or None, without a graph."""
         trainer = self._trainer
-        self._pass = Pass(losses=[])
+        self._pass = Pass(losses=[] if with_losses else None)
         try:
             with (
                 self._inputs.lend(batch.inputs) as inputs,
                 self._without_graph(),
                 trainer.compute_loss_context_manager(),
             ):
-                trainer.compute_loss(model, trainer._prepare_inputs(inputs))
-            return self._losses_found()
+                loss = self._loss(model, batch, trainer._prepare_inputs(inputs), num_items)
+            return loss, self._losses_found() if with_losses else None
         finally:
             self._pass = None
 
@@ -234,19 +256,26 @@ class PassRunner:
 
     # -- the loss -------------------------------------------------------------------------------
 
-    def ask_loss(self, batch: Any, num_items: Any, replay: Replay) -> bool | None:
+    def ask(self, batch: Batch, num_items: Any, *, with_losses: bool = False) -> tuple[Any, Any]:
+        """Return the loss of a copy of a batch as its only one, and the losses (B,) or None."""
+        batch = replace(batch, inputs=Loan(batch.inputs).inputs)
+        with self._scaled(1.0):
+            return self._forward(self._trainer.model, batch, num_items, with_losses=with_losses)
+
+    def ask_loss(self, inputs: Any, num_items: Any, replay: Replay) -> bool | None:
         """Find out whether the loss honours `num_items_in_batch`, equally on all processes."""
         trainer = self._trainer
         device = trainer.args.device
+        random = Replay([RandomStates({p.device for p in trainer.model.parameters()})])
 
-        def loss_of(items: Tensor) -> Tensor:
-            inputs = trainer._prepare_inputs(Loan(batch).inputs)
-            with self._without_graph(), trainer.compute_loss_context_manager():
-                loss = trainer.compute_loss(trainer.model, inputs, num_items_in_batch=items)
-            return loss
+        def loss_of(items: Tensor) -> float:
+            own = trainer._prepare_inputs(Loan(inputs).inputs)
+            with replay.no_trace(), random.no_trace(), self._without_graph():
+                with trainer.compute_loss_context_manager():
+                    return float(trainer.compute_loss(trainer.model, own, num_items_in_batch=items))
 
         with self._which("clean", 0):
-            answer = honours_num_items(loss_of, torch.as_tensor(num_items, device=device), replay)
+            answer = honours_num_items(loss_of, torch.as_tensor(num_items, device=device))
         if trainer.accelerator.num_processes > 1:
             said = torch.tensor([2 if answer is None else int(answer)], device=device)
             torch.distributed.broadcast(said, 0)
@@ -264,7 +293,7 @@ class PassRunner:
     ) -> Any:
         """Compute the loss as the class behind, with the per-example losses that a pass wants."""
         now = self._pass or Pass()
-        labels = inputs.get("labels") if now.losses is not None else None
+        labels = self._labels(inputs) if now.losses is not None else None
         with_outputs = return_outputs or now.losses is not None
         result = behind(model, inputs, return_outputs=with_outputs, **kwargs)
         loss, outputs = result if with_outputs else (result, None)
@@ -280,9 +309,20 @@ class PassRunner:
         asked = getattr(self._trainer, "loss_is_scaled_for_ga", None) is not None
         return self._trainer.compute_loss_func is not None and not asked
 
+    @property
+    def own_losses(self) -> bool:
+        """Whether the losses of single examples come from the user's own function."""
+        return self._per_example_loss_func is not None
+
+    def _labels(self, inputs: Any) -> Any:
+        """Return the labels; for a function of the user's own all inputs, if there are none."""
+        if self.own_losses and "labels" not in inputs:
+            return Loan(inputs).inputs
+        return inputs.get("labels")
+
     def _per_example(self, outputs: Any, labels: Any) -> Tensor:
-        trainer = self._trainer
         if self._per_example_loss_func is None:
+            trainer = self._trainer
             smoother = trainer.label_smoother
             return per_example_losses(
                 outputs,

@@ -13,7 +13,8 @@ from torch import Tensor
 from transformers import DataCollatorWithFlattening, Trainer
 
 from ..landscape import Data
-from ..landscape.data import denominator, examples, ratio, take
+from ..landscape.data import examples, take, wide
+from .weighting import Weighting
 
 
 @dataclass(frozen=True)
@@ -23,11 +24,13 @@ class Batch:
     Attributes:
         inputs: what `compute_loss` takes.
         whole: a micro-batch of the window as it came, which Trainer itself scales.
+        part: some of a micro-batch's examples.
         drawn: an example from outside the window.
     """
 
     inputs: Any
     whole: bool = True
+    part: bool = False
     drawn: bool = False
 
 
@@ -57,12 +60,12 @@ class TrainerOps:
     optimization do; how many, a `cut` of its own tells.
 
     Args:
-        shifted: labels are targets from their second token on, as in a causal language model.
+        weighting: how the losses of parts make up the loss of the whole.
         cut: replaces `take(inputs, index)`, from a Trainer class that knows its inputs better.
     """
 
-    def __init__(self, shifted: bool, cut: Callable[[Any, Any], Any] | None = None) -> None:
-        self._shifted = shifted
+    def __init__(self, weighting: Weighting, cut: Callable[[Any, Any], Any] | None = None) -> None:
+        self.weighting = weighting
         self._cut = cut or take
 
     def size(self, batch: Batch) -> int:
@@ -73,25 +76,66 @@ class TrainerOps:
         return rows // max(examples(self._cut(batch.inputs, slice(0, 1))), 1)
 
     def denominator(self, batch: Batch) -> Tensor | int:
-        """Return the number of labelled tokens, or of examples."""
-        return denominator(batch.inputs, self._shifted)
+        """Return the number of labels, or of examples, as the loss weighs them."""
+        return self.weighting.count(batch.inputs, self.size(batch))
+
+    def scale(self, part: Batch, whole: Batch) -> Any:
+        """Return the factor with which a part's loss stands for the whole's."""
+        return self.weighting.scale(self.denominator(part), self.denominator(whole))
+
+    def loss_of(self, batch: Batch, losses: Tensor) -> Tensor:
+        """Return the batch's loss, `()`, from the losses of its examples, (B,)."""
+        return self.weighting.loss_of(batch.inputs, losses)
 
     def take(self, batch: Batch, index: Tensor | slice | None) -> Batch:
-        """Return the batch of the chosen examples, of all for None."""
-        return Batch(batch.inputs if index is None else self._cut(batch.inputs, index), whole=False)
+        """Return the batch of the chosen examples, of all for None.
+
+        Raises:
+            ValueError: so few examples have no loss of their own.
+        """
+        if index is None:
+            return Batch(batch.inputs, whole=False, part=batch.part)
+        part = Batch(self._cut(batch.inputs, index), whole=False, part=True)
+        if self.weighting.smallest > 1:
+            self._check_size(self.size(part), self.size(batch))
+        return part
+
+    def _check_size(self, part: int, whole: int) -> None:
+        smallest = self.weighting.smallest
+        if part < min(smallest, whole):
+            raise ValueError(
+                f"a group of {part} of a batch's {whole} examples has no loss of its own (batch "
+                f"norm and contrastive losses need several); the smallest group that works has "
+                f"{smallest}: use a larger per_device_train_batch_size with "
+                "dataloader_drop_last=True, fewer or larger groups (micro_batches, gamma, "
+                "ascent_fraction), or a method that takes whole batches, such as sam='sam'"
+            )
 
 
-def data_of(window: Window, ops: TrainerOps, world: int) -> Data:
-    """Return the window's micro-batches with the share that Trainer gives to each one's mean loss.
+def data_of(window: Window, ops: TrainerOps, items: Weighting, world: int) -> Data:
+    """Return the window's micro-batches with the share that Trainer gives to each one's loss.
 
-    With a count of items that is its labelled tokens over all of them, times the world size that
-    averaging over ranks divides by.
+    With a count of items that is its own count over that of all, times the world size that
+    averaging over ranks divides by. The mean of a micro-batch without labels is not a number, and
+    so is its share then.
+
+    Args:
+        window: the micro-batches.
+        ops: how they are cut.
+        items: how Trainer counts them.
+        world: the ranks whose items Trainer has counted.
     """
+    batches = window.batches
     if window.num_items is None:
-        shares: list[Any] = [1 / window.size] * window.size
-    else:
-        shares = [ratio(ops.denominator(b), window.num_items) * world for b in window.batches]
-    return Data(window.batches, shares, ops)
+        return Data(batches, [_one(ops.denominator(b)) / len(batches) for b in batches], ops)
+    total = wide(torch.as_tensor(window.num_items))
+    shares = [world * wide(items.count(b.inputs, ops.size(b))) / total for b in batches]
+    return Data(batches, shares, ops)
+
+
+def _one(count: Any) -> Any:
+    """Return 1, or as a tensor not a number where nothing counts."""
+    return wide(count) / wide(count) if isinstance(count, Tensor) else 1.0
 
 
 def check_cuttable(trainer: Trainer, method: str) -> None:

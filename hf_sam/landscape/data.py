@@ -28,8 +28,16 @@ class TensorOps:
         return examples(batch)
 
     def denominator(self, batch: Any) -> Any:
-        """Return what the batch's mean loss is a mean over: its labelled tokens, or examples."""
+        """Return what the shares of its parts are computed from: labelled tokens, or examples."""
         return denominator(batch)
+
+    def scale(self, part: Any, whole: Any) -> float:
+        """Return 1: the mean loss of a part stands for the whole's as it is."""
+        return 1.0
+
+    def loss_of(self, batch: Any, losses: Tensor) -> Tensor:
+        """Return the mean of the examples' losses, (B,), as `()`."""
+        return losses.mean()
 
     def take(self, batch: Any, index: Tensor | slice | None) -> Any:
         """Return the batch of the examples at some positions, of all of them for None."""
@@ -38,12 +46,14 @@ class TensorOps:
 
 @dataclass(frozen=True)
 class Data:
-    """Micro-batches, and the share that each one's mean loss has in the loss of all of them.
+    """Micro-batches, and the share that each of them has in the loss of all of them.
 
     Attributes:
         batches: the micro-batches, each whatever `ops` and the backward pass take.
-        shares: the weight of each micro-batch's mean loss.
+        shares: how much of all each one is; the shares of parts add up to that of the whole.
         ops: how examples are counted, weighed and taken.
+        scales: the factor with which each one's loss stands for the whole that it was cut from; by
+            default 1, as for a mean.
 
     Example:
         >>> data = Data.by_examples([torch.zeros(6, 2), torch.zeros(2, 2)])
@@ -56,6 +66,7 @@ class Data:
     batches: Sequence[Any]
     shares: Sequence[Any]
     ops: BatchOps
+    scales: Sequence[Any] | None = None
 
     @classmethod
     def by_examples(cls, batches: Sequence[Any], ops: BatchOps | None = None) -> Data:
@@ -69,6 +80,18 @@ class Data:
         """The sum of all shares."""
         return sum(self.shares)
 
+    @property
+    def weights(self) -> Sequence[Any]:
+        """The factor that each micro-batch's loss gets in the loss of all of them."""
+        if self.scales is None:
+            return self.shares
+        return [share * scale for share, scale in zip(self.shares, self.scales, strict=True)]
+
+    def loss_of(self, losses: Sequence[Tensor]) -> Tensor:
+        """Return the loss, `()`, from the examples' losses, (B,) per micro-batch."""
+        each = zip(self.batches, self.weights, losses, strict=True)
+        return torch.as_tensor(sum(w * self.ops.loss_of(batch, one) for batch, w, one in each))
+
     def over(self, divisor: Any) -> Data:
         """Return the same micro-batches with their shares divided by a number."""
         return replace(self, shares=[ratio(share, divisor) for share in self.shares])
@@ -78,9 +101,18 @@ class Data:
         return self._rescaled(list(enumerate(positions)))
 
     def beginnings(self, fraction: float) -> Data:
-        """Return the first examples of each micro-batch, scaled to the share of all."""
-        sizes = [self.ops.size(batch) for batch in self.batches]
-        return self._rescaled([(i, beginning(n, fraction)) for i, n in enumerate(sizes)])
+        """Return the first examples of each micro-batch, scaled to the share of all.
+
+        They are ceil(fraction B), and as many more as it takes for one that counts.
+        """
+        return self._rescaled([(i, self._beginning(i, fraction)) for i in range(len(self.batches))])
+
+    def _beginning(self, i: int, fraction: float) -> slice:
+        batch, size = self.batches[i], self.ops.size(self.batches[i])
+        first = beginning(size, fraction)
+        while first.stop < size and not self.ops.denominator(self.ops.take(batch, first)):
+            first = slice(0, first.stop + 1)
+        return first
 
     def groups(self, count: int | None) -> list[Data]:
         """Return contiguous groups of the examples, whose shares add up to the share of all.
@@ -95,12 +127,15 @@ class Data:
 
     def _cut(self, cuts: Sequence[Cut]) -> Data:
         """Return some examples, each with the share that it has here."""
-        batches = [self.ops.take(self.batches[i], index) for i, index in cuts]
-        shares = [
-            self.shares[i] * ratio(self.ops.denominator(b), self.ops.denominator(self.batches[i]))
-            for (i, _), b in zip(cuts, batches, strict=True)
-        ]
-        return replace(self, batches=batches, shares=shares)
+        batches, shares, scales = [], [], []
+        for i, index in cuts:
+            whole, weight = self.batches[i], self.ops.denominator(self.batches[i])
+            part = self.ops.take(whole, index)
+            batches.append(part)
+            shares.append(self.shares[i] * ratio(self.ops.denominator(part), weight))
+            before = 1.0 if self.scales is None else self.scales[i]
+            scales.append(before * self.ops.scale(part, whole))
+        return replace(self, batches=batches, shares=shares, scales=scales)
 
     def _rescaled(self, cuts: Sequence[Cut]) -> Data:
         cut = self._cut(cuts)
@@ -203,14 +238,16 @@ def denominator(batch: Any, shifted: bool = False) -> Tensor | int:
 def ratio(part: Any, whole: Any) -> Any:
     """Return part / whole, 0 of nothing; of tensors in float64 where the device has it.
 
-    Shares in float32 would round a float64 loss.
+    Shares in float32 would round a float64 loss. What is not a number stays so.
     """
     if not isinstance(part, Tensor) and not isinstance(whole, Tensor):
         return part / whole if whole else 0.0
-    return (_wide(part) / _wide(whole)).nan_to_num(0.0, 0.0, 0.0)
+    found = wide(part) / wide(whole)
+    return torch.where(torch.as_tensor(whole, device=found.device) == 0, 0.0, found)
 
 
-def _wide(count: Any) -> Any:
+def wide(count: Any) -> Any:
+    """Return a count, of a tensor in float64 where the device has it."""
     if not isinstance(count, Tensor):
         return count
     return count.to(torch.float32 if count.device.type == "mps" else torch.float64)

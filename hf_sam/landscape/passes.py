@@ -55,7 +55,7 @@ def _backward(update: Update, data: Data, who: Averaging, losses: list[Tensor] |
     total = None
     flag = {} if losses is None else {"with_losses": True}
     together = who is Averaging.IN_BACKWARD
-    for i, (batch, share) in enumerate(zip(data.batches, data.shares, strict=True)):
+    for i, (batch, share) in enumerate(zip(data.batches, data.weights, strict=True)):
         # Processes talk in the last backward only: by then each has added up its own gradients.
         talk = together and i == len(data.batches) - 1
         with nullcontext() if talk else update.engine.no_sync(own=not together):

@@ -57,7 +57,15 @@ class BatchOps(Protocol):
         ...
 
     def denominator(self, batch: Any) -> Any:
-        """Return what the batch's mean loss is a mean over: its labelled tokens, or examples."""
+        """Return what the shares of its parts are computed from: labelled tokens, or examples."""
+        ...
+
+    def scale(self, part: Any, whole: Any) -> Any:
+        """Return the factor with which a part's loss stands for the whole's; 1 for a mean."""
+        ...
+
+    def loss_of(self, batch: Any, losses: Tensor) -> Tensor:
+        """Return the batch's loss, `()`, from the losses of its examples, (B,)."""
         ...
 
     def take(self, batch: Any, index: Tensor | slice | None) -> Any:

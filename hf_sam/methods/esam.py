@@ -82,6 +82,5 @@ class ESAM(Method):
     def _sharpest(self, at: Landscape) -> Landscape:
         """Return the loss of the examples whose loss rose most."""
         rises = [after - before for after, before in zip(at.losses_here(), at.losses, strict=True)]
-        mean = sum(share * rise.mean() for share, rise in zip(at.data.shares, rises, strict=True))
-        at.readings["sharpness"] = torch.as_tensor(mean)
+        at.readings["sharpness"] = at.data.loss_of(rises)
         return at.select([most(rise, self.gamma) for rise in rises])

@@ -139,6 +139,14 @@ class Ranges:
         """Return the number of examples."""
         return len(batch)
 
+    def scale(self, part: Sequence[int], whole: Sequence[int]) -> float:
+        """Return 1: their loss is a mean."""
+        return 1.0
+
+    def loss_of(self, batch: Sequence[int], losses: Tensor) -> Tensor:
+        """Return the mean of the examples' losses."""
+        return losses.mean()
+
     def take(self, batch: Sequence[int], index: Tensor | slice | None) -> Sequence[int]:
         """Return the chosen examples, and note that somebody chose."""
         if index is None:

@@ -1,0 +1,341 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Asking a loss how its parts make up the whole, instead of believing that it is a mean."""
+
+from __future__ import annotations
+
+import logging
+import math
+import statistics
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import torch
+from accelerate.utils import broadcast_object_list
+from torch import Tensor
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
+from transformers import set_seed
+
+from ..landscape import RandomStates, Replay
+from .losses import GIVE
+from .weighting import WORDS, Weighting, candidates
+from .window import Batch, TrainerOps, Window
+
+logger = logging.getLogger(__name__)
+
+LOOKS = 4
+"""Batches that are asked about at most, where the first ones leave more than one answer."""
+
+DRAWS = 8
+"""Random numbers under which a loss is asked that draws some of its own."""
+
+PARTS = 64
+"""Parts of one size that are looked at most, to see whether their loss says anything."""
+
+
+class Answer(NamedTuple):
+    """What a loss said about its parts.
+
+    Attributes:
+        whole: the loss of the batch, a mean over the draws of random numbers.
+        off: how far each candidate's sum over the parts is from it, with its uncertainty.
+    """
+
+    whole: float
+    off: dict[Weighting, tuple[float, float]]
+
+
+class Measuring:
+    """Finds the weighting of a Trainer's loss before the first update that cuts a batch.
+
+    It asks for the loss of a whole batch and of its parts, in training mode but without dropout, of
+    which a part would see another than the whole. While a batch leaves more than one answer, as one
+    without a missing label does, the next one that can tell is asked too. The first process decides
+    for all.
+
+    Args:
+        trainer: the Trainer.
+        passes: what runs its loss, and keeps the weighting that is found.
+        method: name of the method.
+        compares: whether the method compares the losses of single examples.
+    """
+
+    def __init__(self, trainer: Any, passes: Any, method: str, compares: bool) -> None:
+        self._trainer, self._passes, self._method = trainer, passes, method
+        self._compares = compares
+        self._looks = 0
+        self._possible: list[Weighting] = []
+        self._ops = TrainerOps(Weighting(), getattr(trainer, "take", None))
+        devices = {p.device for p in trainer.model.parameters()}
+        self._replays = [trainer._new_replay(), Replay([RandomStates(devices)])]
+        kinds = {p.dtype for p in trainer.model.parameters()}
+        narrow = trainer.accelerator.mixed_precision != "no" or kinds & {
+            torch.float16,
+            torch.bfloat16,
+        }
+        self._tolerance = 1e-2 if narrow else 1e-4
+
+    def look(self, window: Window) -> None:
+        """Ask about a batch of the window, if it can tell something new."""
+        if self._looks >= LOOKS or (self._looks and len(self._possible) == 1):
+            return
+        batch = max(window.batches, key=self._ops.size)
+        if not self._looks:
+            self._begin(batch, window.num_items)
+        elif self._agreed(not self._tells(batch)):
+            return
+        self._passes.weighting = self._possible[0]
+        if self._agreed(self._ops.size(batch)) > 1:
+            self._looks += 1
+            self._measure(batch, window.num_items)
+
+    def _begin(self, batch: Batch, num_items: Any) -> None:
+        trainer = self._trainer
+        self._possible = self._agreed(
+            candidates(
+                batch.inputs,
+                counted=num_items is not None,
+                shifted=trainer._loss_shifts_labels,
+                config=getattr(trainer.model, "config", None),
+            )
+        )
+        if self._compares:
+            self._compares = False
+            self._compare(batch, num_items)
+
+    def _tells(self, batch: Batch) -> bool:
+        """Whether the weightings that are still possible give this batch's parts other shares."""
+        shares = self._shares(batch)
+        return any(not torch.allclose(one, shares[0], atol=1e-9) for one in shares[1:])
+
+    def _shares(self, batch: Batch) -> list[Tensor]:
+        """Return the share of each example, (B,), under each possible weighting of a mean."""
+        size = self._ops.size(batch)
+        counts = [w.counts(batch.inputs, size) for w in self._possible if not w.summed]
+        return [one / one.sum().clamp(min=1) for one in counts]
+
+    # -- the weighting --------------------------------------------------------------------------
+
+    def _measure(self, batch: Batch, num_items: Any) -> None:
+        """Choose the weighting that reproduces the loss of a batch of two examples or more."""
+
+        def ask(index: slice | None, seed: int | None = None) -> float:
+            return self._ask(batch, index, num_items, seed)
+
+        whole = ask(None)
+        if not math.isfinite(whole):
+            return
+        random = not self._near(ask(None, seed=1), whole, self._tolerance / 10)
+        if random and not self._near(again := ask(None), whole, self._tolerance / 10):
+            self._say(
+                f"moved by itself from {whole:.4g} to {again:.4g} while it was asked for one and "
+                f"the same batch, so how its parts make it up cannot be measured. It is taken for "
+                f"a mean over {WORDS[self._possible[0].by]}."
+            )
+            self._settle([self._possible[0]])
+            return
+        size = self._agreed(self._ops.size(batch))
+        smallest = self._smallest(batch, whole, ask)
+        if 2 * smallest > size:
+            self._settle(self._possible, smallest)
+            return
+        middle = self._agreed(self._split(batch, smallest))
+        parts = [slice(0, middle), slice(middle, size)]
+        draws = [
+            (ask(None, seed), [ask(part, seed) for part in parts])
+            for seed in (range(DRAWS) if random else [None])
+        ]
+        self._choose(self._answer(batch, parts, draws), smallest, random)
+
+    def _answer(
+        self, batch: Batch, parts: Sequence[slice], draws: Sequence[tuple[float, list[float]]]
+    ) -> Answer:
+        off = {}
+        for weighting in self._possible:
+            counts = weighting.counts(batch.inputs, self._ops.size(batch))
+            shares = [float(counts[part].sum() / counts.sum().clamp(min=1)) for part in parts]
+            factors = [1.0, 1.0] if weighting.summed else shares
+            found = [
+                sum(f * loss for f, loss in zip(factors, losses, strict=True) if f) - whole
+                for whole, losses in draws
+            ]
+            spread = statistics.stdev(found) / math.sqrt(len(found)) if len(found) > 1 else 0.0
+            off[weighting] = statistics.fmean(found), spread
+        return self._agreed(Answer(statistics.fmean(whole for whole, _ in draws), off))
+
+    def _choose(self, answer: Answer, smallest: int, random: bool) -> None:
+        whole, off = answer
+        fitting = [
+            weighting
+            for weighting, (distance, spread) in off.items()
+            if abs(distance) <= self._tolerance * abs(whole) + 4 * spread
+        ]
+        distance, spread = off[(fitting or self._possible)[0]]
+        ratio = f"{(whole + distance) / whole:.4f} of it" if whole else f"{distance:.4g} off"
+        believed = WORDS[(fitting or self._possible)[0].by]
+        if random:
+            self._say(
+                "draws random numbers beside dropout, of which a part of a batch sees others than "
+                f"the whole: the parts, weighted by {believed}, make {ratio}, give or take "
+                f"{spread / abs(whole or 1):.4f}. {self._meaning()}"
+            )
+        elif not fitting:
+            self._say(
+                f"is {whole:.4g} for a whole batch, and its parts, weighted by {believed}, make "
+                f"{ratio}: no weighting gives the whole, as under batch norm, class weights, "
+                f"contrastive and auxiliary losses. {self._meaning()}"
+            )
+        only = random or not fitting
+        self._settle((fitting or self._possible)[:1] if only else fitting, smallest)
+
+    def _meaning(self) -> str:
+        return (
+            f"{self._method} goes on with each part's own loss, so that even at radius 0 its "
+            "gradient is not quite the plain Trainer's; sam='sam' takes whole batches."
+        )
+
+    def _settle(self, possible: list[Weighting], smallest: int = 1) -> None:
+        """Keep the weightings that are possible, the likeliest first, and take that one."""
+        smallest = max(smallest, self._passes.weighting.smallest)
+        self._possible = [replace(w, smallest=smallest) for w in possible]
+        self._passes.weighting = self._possible[0]
+
+    def _split(self, batch: Batch, smallest: int) -> int:
+        """Return the size of the first of two parts for which the weightings differ the most."""
+        shares = [one.cumsum(0) for one in self._shares(batch)]
+        size = self._ops.size(batch)
+
+        def difference(at: int) -> tuple[float, int]:
+            here = [float(one[at - 1]) for one in shares]
+            labelled = all(0 < share < 1 for share in here)
+            apart = round(max(here) - min(here), 6) if labelled else -1.0
+            return apart, -abs(2 * at - size)
+
+        return max(range(smallest, size - smallest + 1), key=difference)
+
+    def _smallest(self, batch: Batch, whole: float, ask: Any) -> int:
+        """Return the fewest examples whose loss says anything about them."""
+        size, heavy = self._agreed((
+            self._ops.size(batch),
+            self._possible[0].counts(batch.inputs, self._ops.size(batch)).tolist(),
+        ))
+        for count in range(1, size):
+            starts = range(0, size - count + 1, count)
+            labelled = [s for s in starts if any(heavy[s : s + count])][:PARTS]
+            losses = (ask(slice(start, start + count)) for start in labelled)
+            if not labelled or self._say_something(losses, whole, size / count):
+                return count
+        return size
+
+    def _say_something(self, losses: Iterator[float], whole: float, parts: float) -> bool:
+        """Whether losses of parts are numbers, and not one and the same beside the whole's."""
+        first = next(losses)
+        if not math.isfinite(first):
+            return False
+        if any(self._near(one, whole, self._tolerance) for one in (first, parts * first)):
+            return True  # equal examples, under a mean or a sum
+        return any(math.isfinite(loss) and loss != first for loss in losses)
+
+    # -- the losses of single examples ----------------------------------------------------------
+
+    def _compare(self, batch: Batch, num_items: Any) -> None:
+        """Refuse losses of single examples that do not make up the loss of their batch.
+
+        Raises:
+            ValueError: both values, and that `per_example_loss_func` is wanted.
+        """
+        with self._no_trace(None):
+            loss, losses = self._passes.ask(batch, num_items, with_losses=True)
+        size, whole = self._ops.size(batch), float(loss)
+        if len(losses) == size:
+            made = [float(w.loss_of(batch.inputs, losses)) for w in self._possible]
+            fits = any(self._near(one, whole, self._tolerance) for one in made)
+            if self._agreed(fits or not math.isfinite(whole)):
+                return
+            said = f"make a loss of {made[0]:.4g}, and the batch's loss is {whole:.4g}"
+        else:
+            said = f"are {len(losses)} for a batch of {size}"
+        if self._passes.own_losses:
+            self._say(
+                f"is not the mean of what per_example_loss_func returns: these losses {said}. "
+                f"{self._method} only compares them with each other."
+            )
+            return
+        raise ValueError(
+            f"{self._method} compares the losses of single examples, and those of "
+            f"{type(self._trainer.model).__name__}, by its logits and labels, {said}: {GIVE}"
+        )
+
+    # -- asking ---------------------------------------------------------------------------------
+
+    def _ask(self, batch: Batch, index: slice | None, num_items: Any, seed: int | None) -> float:
+        """Return the loss of a part, not a number where it has none; of all of the batch for None.
+
+        Args:
+            batch: the batch.
+            index: which of its examples.
+            num_items: not None if Trainer counts items for the loss.
+            seed: of other random numbers than those of now.
+        """
+        part = self._ops.take(batch, index)
+        try:
+            with self._no_trace(seed), WithoutDropout():
+                loss = float(self._passes.ask(part, num_items)[0])
+        except Exception:  # whatever a model says to a batch of one
+            if index is None:
+                raise
+            loss = math.nan
+        return self._agreed(loss)
+
+    @contextmanager
+    def _no_trace(self, seed: int | None) -> Iterator[None]:
+        """Surround a question, which nothing may remember."""
+        first, second = self._replays
+        with first.no_trace(), second.no_trace():
+            if seed is not None:
+                set_seed(seed)
+            yield
+
+    def _agreed(self, value: Any) -> Any:
+        """Return what the first process says."""
+        if self._trainer.accelerator.num_processes == 1:
+            return value
+        return broadcast_object_list([value])[0]
+
+    @staticmethod
+    def _near(one: float, other: float, tolerance: float) -> bool:
+        return abs(one - other) <= tolerance * abs(other)
+
+    def _say(self, message: str) -> None:
+        self._trainer._warn(f"The loss of {type(self._trainer.model).__name__} {message}")
+
+
+DROPOUTS = frozenset({
+    functional.dropout,
+    functional.dropout1d,
+    functional.dropout2d,
+    functional.dropout3d,
+    functional.alpha_dropout,
+    functional.feature_alpha_dropout,
+    torch.dropout,
+})
+
+
+class WithoutDropout(TorchFunctionMode):
+    """A context in which no dropout drops anything, whatever mode a model is in."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        """Call a function of torch; see the class."""
+        kwargs = kwargs or {}
+        if func in DROPOUTS:
+            return args[0] if args else kwargs["input"]
+        if func is functional.scaled_dot_product_attention:
+            if len(args) > 4:
+                args = (*args[:4], 0.0, *args[5:])
+            elif "dropout_p" in kwargs:
+                kwargs = {**kwargs, "dropout_p": 0.0}
+        return func(*args, **kwargs)
