@@ -18,7 +18,6 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 from transformers import set_seed
 
-from ..landscape import RandomStates, Replay
 from .losses import GIVE
 from .weighting import WORDS, Weighting, candidates
 from .window import Batch, TrainerOps, Window
@@ -68,8 +67,7 @@ class Measuring:
         self._looks = 0
         self._possible: list[Weighting] = []
         self._ops = TrainerOps(Weighting(), getattr(trainer, "take", None))
-        devices = {p.device for p in trainer.model.parameters()}
-        self._replays = [trainer._new_replay(), Replay([RandomStates(devices)])]
+        self._replay = trainer._new_replay(random=True)
         kinds = {p.dtype for p in trainer.model.parameters()}
         narrow = trainer.accelerator.mixed_precision != "no" or kinds & {
             torch.float16,
@@ -292,8 +290,7 @@ class Measuring:
     @contextmanager
     def _no_trace(self, seed: int | None) -> Iterator[None]:
         """Surround a question, which nothing may remember."""
-        first, second = self._replays
-        with first.no_trace(), second.no_trace():
+        with self._replay.no_trace():
             if seed is not None:
                 set_seed(seed)
             yield

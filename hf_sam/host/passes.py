@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ..landscape import RandomStates, Replay
+from ..landscape import Replay
 from .checks import forbid_forward
 from .inputs import Inputs, Loan
 from .losses import honours_num_items, per_example_losses
@@ -259,18 +259,17 @@ class PassRunner:
     def ask(self, batch: Batch, num_items: Any, *, with_losses: bool = False) -> tuple[Any, Any]:
         """Return the loss of a copy of a batch as its only one, and the losses (B,) or None."""
         batch = replace(batch, inputs=Loan(batch.inputs).inputs)
-        with self._scaled(1.0):
+        with self._scaled(1.0), self._which("clean", 0):
             return self._forward(self._trainer.model, batch, num_items, with_losses=with_losses)
 
     def ask_loss(self, inputs: Any, num_items: Any, replay: Replay) -> bool | None:
         """Find out whether the loss honours `num_items_in_batch`, equally on all processes."""
         trainer = self._trainer
         device = trainer.args.device
-        random = Replay([RandomStates({p.device for p in trainer.model.parameters()})])
 
         def loss_of(items: Tensor) -> float:
             own = trainer._prepare_inputs(Loan(inputs).inputs)
-            with replay.no_trace(), random.no_trace(), self._without_graph():
+            with replay.no_trace(), self._without_graph():
                 with trainer.compute_loss_context_manager():
                     return float(trainer.compute_loss(trainer.model, own, num_items_in_batch=items))
 
