@@ -24,7 +24,7 @@ from .window import Batch, TrainerOps, Window
 
 logger = logging.getLogger(__name__)
 
-LOOKS = 4
+LOOKS = 16
 """Batches that are asked about at most, where the first ones leave more than one answer."""
 
 DRAWS = 8
@@ -82,12 +82,12 @@ class Measuring:
         batch = max(window.batches, key=self._ops.size)
         if not self._looks:
             self._begin(batch, window.num_items)
-        elif self._agreed(not self._tells(batch)):
+        telling = [one for one in window.batches if self._tells(one)]
+        if not self._agreed(len(telling)) and self._looks:
             return
         self._passes.weighting = self._possible[0]
         if self._agreed(self._ops.size(batch)) > 1:
-            self._looks += 1
-            self._measure(batch, window.num_items)
+            self._measure(telling[0] if telling else batch, window.num_items)
 
     def _begin(self, batch: Batch, num_items: Any) -> None:
         trainer = self._trainer
@@ -135,7 +135,8 @@ class Measuring:
             self._settle([self._possible[0]])
             return
         size = self._agreed(self._ops.size(batch))
-        smallest = self._smallest(batch, whole, ask)
+        known = self._passes.weighting.smallest
+        smallest = known if self._looks else self._smallest(batch, whole, ask)
         if 2 * smallest > size:
             self._settle(self._possible, smallest)
             return
@@ -196,7 +197,7 @@ class Measuring:
 
     def _settle(self, possible: list[Weighting], smallest: int = 1) -> None:
         """Keep the weightings that are possible, the likeliest first, and take that one."""
-        smallest = max(smallest, self._passes.weighting.smallest)
+        self._looks += 1
         self._possible = [replace(w, smallest=smallest) for w in possible]
         self._passes.weighting = self._possible[0]
 

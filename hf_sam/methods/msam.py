@@ -87,8 +87,8 @@ class MSAM(Perturbing):
     GLUE settings were not found.
 
     Deviations: none known. Groups are contiguous and differ by one example at most; each counts as
-    its examples, or as its labelled tokens where the loss is a mean over tokens. Under DDP with
-    local ascent every rank has its own groups, so there are micro_batches times the ranks.
+    the loss of the batch weighs its examples or labels, which is measured in a Trainer. Under DDP
+    with local ascent every rank has its own groups, so there are micro_batches times the ranks.
 
     When it does not help: groups of a few examples perturb along noise.
 
