@@ -13,9 +13,10 @@ from torch import Tensor
 from ..vector import Selection, Vector
 from .data import Data
 from .passes import average_, on_present, run_pass
-from .perturbation import Masked, Perturbation
+from .perturbation import Perturbation
 from .protocol import Averaging, Backward, Engine
 from .readings import Standing
+from .sparse import Masked
 from .update import Progress, Update
 
 
@@ -272,7 +273,8 @@ class Landscape:
     def weights(self) -> Vector:
         """Return the weights as they stand now, without copying: read only."""
         engine = self.update.engine
-        return Vector(engine.held(self.params), engine.placement)
+        held = (weight.detach() for weight in engine.held(self.params))
+        return Vector(held, engine.placement)
 
     def rows(self, i: int, whole: Tensor) -> Tensor:
         """Return the rows that this process holds of a tensor of parameter i's full shape."""
@@ -353,7 +355,8 @@ class Landscape:
         held = update.engine.held(update.params)
         update.engine.watch(held, eps)
         supports = eps.supports if isinstance(eps, Masked) else None
-        perturbation = Perturbation(held, eps.hand_over(), ok, supports)
+        entries, factor = eps.hand_over_unscaled()
+        perturbation = Perturbation(held, entries, ok, supports, factor)
         standing = update.readings.standing
         with update.engine.moving(), perturbation:
             standing.append(Standing(perturbation, torch.where(ok, size, torch.zeros_like(size))))
