@@ -10,13 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .sums import Numbers as Numbers
+from .sums import Sums, squares
+from .sums import add_up as add_up
+from .sweeps import Gate, Scratch, by_kind, copies, number, sweep
+
 Scalar = float | Tensor
-Numbers = list[Tensor | None]
-"""One `()` number per parameter; `None` where there is nothing."""
-
-
-CHUNK = 1 << 20
-"""Elements in a slice: what stays in a CPU's cache, and the bound on scratch memory."""
 
 
 class Selection(tuple[bool, ...]):
@@ -46,33 +45,12 @@ class Placement:
         """Return the sums of the numbers of those processes that hold earlier rows."""
         return [None if number is None else torch.zeros_like(number) for number in rows]
 
+    def total(self, sums: Sums) -> Tensor:
+        """Return the `()` sum of everything over parameters and processes."""
+        return sums.total if self is WHOLE else add_up(self.sums(sums.numbers))
+
 
 WHOLE = Placement()
-
-
-def add_up(sums: Numbers) -> Tensor:
-    """Return the `()` sum of the present entries, on the first one's device."""
-    present = [s for s in sums if s is not None]
-    if not present:
-        return torch.zeros(())
-    return torch.stack([s.to(present[0].device, non_blocking=True) for s in present]).sum()
-
-
-def slices(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """Yield the same slice of each tensor, all of one shape: flat views of `CHUNK` elements.
-
-    Tensors that are smaller, or of which no flat view exists, come as one slice as they are.
-    """
-    if tensors[0].numel() <= CHUNK or not all(t.is_contiguous() for t in tensors):
-        yield tensors
-    else:
-        yield from zip(*(t.view(-1).split(CHUNK) for t in tensors), strict=True)
-
-
-def inner(a: Tensor, b: Tensor) -> Tensor:
-    """Return the `()` inner product of two tensors of one shape, in float32 or wider."""
-    wide = torch.promote_types(a.dtype, torch.float32)
-    return torch.dot(a.flatten().to(wide), b.flatten().to(wide))
 
 
 class Vector(Sequence[Tensor | None]):
@@ -84,6 +62,9 @@ class Vector(Sequence[Tensor | None]):
     element by element. Where processes share the parameters, each holds some of their rows, and
     `placement` adds up over all of them, so that `dot` and `norm` are global.
 
+    A factor in `mul_` is applied when somebody looks at the entries; whoever walks over them anyway
+    can take it along (`hand_over`).
+
     Example:
         >>> v = Vector([torch.tensor([3.0, 0.0]), None, torch.tensor([4.0])])
         >>> float(v.norm())
@@ -92,16 +73,27 @@ class Vector(Sequence[Tensor | None]):
         tensor([8.])
     """
 
-    __slots__ = ("_norm", "_tensors", "placement")
+    __slots__ = ("_factor", "_norm", "_tensors", "placement")
 
     def __init__(self, tensors: Iterable[Tensor | None], placement: Placement = WHOLE) -> None:
         self._tensors: list[Tensor | None] | None = list(tensors)
         self.placement = placement
         self._norm: Tensor | None = None
+        self._factor: Scalar | None = None
 
     @property
     def tensors(self) -> list[Tensor | None]:
         """The entries."""
+        tensors, factor = self._unscaled, self._factor
+        if factor is not None:
+            for places in by_kind(tensors):
+                mine = _at(places, tensors)
+                torch._foreach_mul_(mine, number(factor, mine[0]))
+            self._factor = None
+        return tensors
+
+    @property
+    def _unscaled(self) -> list[Tensor | None]:
         assert self._tensors is not None, (
             "this vector's storage was handed over (`perturbed` and in-place directions do that): "
             "clone() it before, to use it afterwards"
@@ -109,7 +101,7 @@ class Vector(Sequence[Tensor | None]):
         return self._tensors
 
     def __len__(self) -> int:
-        return len(self.tensors)
+        return len(self._unscaled)
 
     def __getitem__(self, index: int) -> Tensor | None:  # type: ignore[override]
         return self.tensors[index]
@@ -140,14 +132,14 @@ class Vector(Sequence[Tensor | None]):
     def add_(self, other: Vector, scale: Scalar = 1.0) -> Vector:
         """Add `scale * other` in place; entries that are missing here are copied from `other`."""
         self._norm = None
-        both = [i for i in self.present if other[i] is not None]
-        for mine, (theirs,) in _by_kind(self.tensors, both, other.tensors):
-            if isinstance(scale, Tensor):
-                factor = scale.to(mine[0].device)
-                for a, b in zip(mine, theirs, strict=True):
-                    a.addcmul_(b, factor)  # one tensor at a time: no scratch copy of all of them
-            else:
-                torch._foreach_add_(mine, theirs, alpha=scale)
+        if isinstance(scale, Tensor):
+            scratch = Scratch()
+            for group in sweep(self.tensors, other.tensors):
+                mine, theirs = group.pieces
+                torch._foreach_add_(mine, scratch("mul", theirs, number(scale, theirs[0])))
+        else:
+            for places in by_kind(self.tensors, other.tensors):
+                torch._foreach_add_(_at(places, self), _at(places, other), alpha=scale)
         for i, new in enumerate(other):
             if new is not None and self.tensors[i] is None:
                 self.tensors[i] = new * scale
@@ -171,10 +163,7 @@ class Vector(Sequence[Tensor | None]):
         if self._norm is not None:
             scale: Any = factor.to(self._norm) if isinstance(factor, Tensor) else factor
             self._norm = self._norm * abs(scale)
-        for mine, _ in _by_kind(self.tensors, self.present):
-            torch._foreach_mul_(
-                mine, factor.to(mine[0].device) if isinstance(factor, Tensor) else factor
-            )
+        self._factor = factor if self._factor is None else self._factor * factor
         return self
 
     def where_(self, ok: Tensor, other: Vector | None = None) -> Vector:
@@ -184,20 +173,27 @@ class Vector(Sequence[Tensor | None]):
         method's state.
         """
         self._norm = None
-        for i, (a, b) in enumerate(zip(self, other or [None] * len(self), strict=True)):
-            if a is not None:
-                torch.where(ok.to(a.device), a, torch.zeros_like(a) if b is None else b, out=a)
-            elif b is not None:
+        for places in by_kind(self.tensors):
+            Gate(ok).pass_(_at(places, self))
+        if other is None:
+            return self
+        scratch, no = Scratch(), Gate(~ok)
+        for group in sweep(self.tensors, other.tensors):
+            mine, theirs = group.pieces
+            instead = scratch("mul", theirs, 1.0)
+            no.pass_(instead)
+            torch._foreach_add_(mine, instead)  # one of the two is zero
+        for i, b in enumerate(other):
+            if b is not None and self.tensors[i] is None:
                 self.tensors[i] = torch.where(ok.to(b.device), torch.zeros_like(b), b)
         return self
 
     def dot(self, other: Vector) -> Tensor:
         """Return the inner product over all parameters as a `()` tensor (float32 or wider)."""
-        sums: Numbers = [None] * len(self)
-        for i, (a, b) in enumerate(zip(self, other, strict=True)):
-            if a is not None and b is not None:
-                sums[i] = inner(a, b)
-        return add_up(self.placement.sums(sums))
+        sums = Sums(len(self))
+        for group in sweep(self.tensors, other.tensors):
+            sums.add(group.places, *group.pieces)
+        return self.placement.total(sums)
 
     def norm(self) -> Tensor:
         """Return the L2 norm over all parameters as a `()` tensor (float32 or wider).
@@ -213,12 +209,7 @@ class Vector(Sequence[Tensor | None]):
         return [None if square is None else square.sqrt() for square in self._squares()]
 
     def _squares(self) -> Numbers:
-        squares: Numbers = [None] * len(self)
-        for mine, (places,) in _by_kind(self.tensors, self.present, range(len(self))):
-            wide = torch.promote_types(mine[0].dtype, torch.float32)
-            for i, norm in zip(places, torch._foreach_norm(mine, 2, dtype=wide), strict=True):
-                squares[i] = norm * norm
-        return self.placement.sums(squares)
+        return self.placement.sums(squares(self.tensors))
 
     # -- structure ------------------------------------------------------------------------------
 
@@ -231,6 +222,12 @@ class Vector(Sequence[Tensor | None]):
         """Return the entries, and forget them: whoever gets them may do with them what it likes."""
         tensors, self._tensors = self.tensors, None
         return tensors
+
+    def hand_over_unscaled(self) -> tuple[list[Tensor | None], Scalar]:
+        """Return entries as `hand_over` does, and the factor that they are to be multiplied by."""
+        tensors, factor = self._unscaled, self._factor
+        self._tensors = self._factor = None
+        return tensors, 1.0 if factor is None else factor
 
     @property
     def handed_over(self) -> bool:
@@ -246,16 +243,16 @@ class Vector(Sequence[Tensor | None]):
     @property
     def present(self) -> list[int]:
         """Indices of the entries that are not `None`."""
-        return [i for i, t in enumerate(self.tensors) if t is not None]
+        return [i for i, t in enumerate(self._unscaled) if t is not None]
 
     @property
     def selection(self) -> Selection:
         """The parameters that have an entry."""
-        return Selection(t is not None for t in self)
+        return Selection(t is not None for t in self._unscaled)
 
     def clone(self) -> Vector:
         """Return a vector with its own storage."""
-        new = self._like(None if t is None else t.clone() for t in self)
+        new = self._like(copies(self.tensors))
         new._norm = self._norm
         return new
 
@@ -264,31 +261,19 @@ class Vector(Sequence[Tensor | None]):
 
         It is this object where nothing is left out, and so keeps a known norm.
         """
-        if all(yes or t is None for t, yes in zip(self, selection, strict=True)):
+        if all(yes or t is None for t, yes in zip(self._unscaled, selection, strict=True)):
             return self
         return self._like(t if yes else None for t, yes in zip(self, selection, strict=True))
 
     @property
     def elements(self) -> int:
         """How many numbers the present entries hold on this process."""
-        return sum(t.numel() for t in self if t is not None)
+        return sum(t.numel() for t in self._unscaled if t is not None)
 
 
 StateValue = Vector | Tensor | int | float
 """What a method may carry from one update to the next."""
 
 
-def _by_kind(
-    tensors: Sequence[Tensor | None], indices: list[int], *others: Sequence[Any]
-) -> Iterator[tuple[list[Tensor], list[list[Any]]]]:
-    """Yield the tensors at `indices` by device and dtype, as foreach kernels want them.
-
-    With each list come those of the entries of `others` at the same places.
-    """
-    kinds: dict[tuple[torch.device, torch.dtype], list[int]] = {}
-    for i in indices:
-        t = tensors[i]
-        assert t is not None
-        kinds.setdefault((t.device, t.dtype), []).append(i)
-    for kind in kinds.values():
-        yield [tensors[i] for i in kind], [[o[i] for i in kind] for o in others]  # type: ignore[misc]
+def _at(places: list[int], tensors: Sequence[Tensor | None]) -> list[Any]:
+    return [tensors[i] for i in places]

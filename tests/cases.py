@@ -51,11 +51,11 @@ CASES = [
         "ssam_f",
         passes=lambda step, total: 2 if step % 5 else 6,
         options={"fisher_samples": 4},
-        extra_p=1.25,
+        extra_p=0.75,
         mask_p=2.0,
         stateful=True,
     ),
-    Case("ssam_d", passes=lambda step, total: 2, extra_p=1.25, mask_p=1.25, stateful=True),
+    Case("ssam_d", passes=lambda step, total: 2, extra_p=0.75, mask_p=1.25, stateful=True),
     Case(  # two backward passes per group, each of half the examples
         "msam",
         passes=lambda step, total: 4,

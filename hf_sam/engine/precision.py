@@ -5,13 +5,13 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from ..vector import CHUNK
+from ..sweeps import by_kind, sweep
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -61,7 +61,8 @@ class LossScaling:
         if self.scale is None:
             return
         inverse = self.scale.double().reciprocal().float()  # as GradScaler computes it
-        for group in _by_kind(grads):
+        for places in by_kind(grads):
+            group: list[Any] = [grads[i] for i in places]
             device = group[0].device
             if device not in self._found:
                 self._found[device] = torch.zeros((), device=device)
@@ -83,7 +84,8 @@ class LossScaling:
         """Multiply the update by the scale in place, by NaN after an overflow."""
         assert self.scale is not None
         factor = torch.where(overflow > 0, torch.full_like(self.scale, math.nan), self.scale)
-        for group in _by_kind(update):
+        for places in by_kind(update):
+            group: list[Any] = [update[i] for i in places]
             torch._foreach_mul_(group, factor.to(group[0].device, non_blocking=True))
 
 
@@ -143,9 +145,9 @@ def what_rounding_leaves(
         lost completely, NaN if eps is zero or not finite. And the share of elements that move.
     """
     sums = []
-    for param, eps in pairs:
-        wide = torch.promote_types(param.dtype, torch.float32)  # in which the step is exact
-        for p, e in zip(param.flatten().split(CHUNK), eps.flatten().split(CHUNK), strict=True):
+    for group in sweep(*zip(*pairs, strict=True)):
+        wide = torch.promote_types(group.pieces[0][0].dtype, torch.float32)  # the step is exact
+        for p, e in zip(*(map(torch.flatten, pieces) for pieces in group.pieces), strict=True):
             step, wanted = (e + p).to(p.dtype).to(wide) - p.to(wide), e.to(wide)
             dots = step.dot(wanted), step.dot(step), wanted.dot(wanted)
             counts = step.count_nonzero().to(wide), wanted.new_tensor(step.numel())
@@ -157,12 +159,3 @@ def what_rounding_leaves(
         return math.nan, math.nan
     cosine = along / math.sqrt(square * wanted_square) if square > 0 else 0.0
     return cosine, moved / elements
-
-
-def _by_kind(tensors: Sequence[Tensor | None]) -> Iterator[list[Tensor]]:
-    """Yield lists of the present tensors of one device and dtype each, for foreach kernels."""
-    kinds: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
-    for tensor in tensors:
-        if tensor is not None:
-            kinds.setdefault((tensor.device, tensor.dtype), []).append(tensor)
-    yield from kinds.values()

@@ -3,9 +3,9 @@
 
 from .data import Data
 from .landscape import Landscape
-from .perturbation import Masked, Support
 from .protocol import Averaging, Backward, BatchOps, Engine
 from .replay import RandomStates, Replay, Restore, Store
+from .sparse import Masked, Support
 from .update import Progress, Update
 
 __all__ = [

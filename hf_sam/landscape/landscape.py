@@ -13,9 +13,10 @@ from torch import Tensor
 from ..vector import Selection, Vector
 from .data import Data
 from .passes import average_, on_present, run_pass
-from .perturbation import Masked, Perturbation
+from .perturbation import Perturbation
 from .protocol import Ascending, Averaging, Backward, Engine
 from .readings import Standing
+from .sparse import Masked
 from .update import Context, Progress, Update
 
 
@@ -283,7 +284,8 @@ class Landscape(Context):
         held = update.engine.held(update.params)
         update.engine.watch(held, eps)
         supports = eps.supports if isinstance(eps, Masked) else None
-        perturbation = Perturbation(held, eps.hand_over(), ok, supports)
+        entries, factor = eps.hand_over_unscaled()
+        perturbation = Perturbation(held, entries, ok, supports, factor)
         standing = update.readings.standing
         with update.engine.moving(), perturbation:
             standing.append(Standing(perturbation, torch.where(ok, size, torch.zeros_like(size))))

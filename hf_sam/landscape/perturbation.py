@@ -3,102 +3,49 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from functools import cache
+from collections.abc import Sequence
 from types import TracebackType
-from typing import NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..vector import CHUNK, Scalar, Vector, inner, slices
+from ..sums import Sums
+from ..sweeps import Entries, Gate, Group, Scratch, by_kind, cloned, number, policy, sweep
+from ..vector import Numbers, Scalar, Vector
+from .memory import Memory
+from .sparse import Inside, Support
 
-BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
-"""Size of a number in bytes -> integers of that size."""
+SHARES = 6
+"""Groups at least in which a sparse perturbation is entered; its scratch is three of them."""
 
 
-@dataclass(frozen=True)
-class Support:
-    """Where a tensor may differ from zero.
+def refuse_complex(params: Sequence[Tensor], names: Sequence[str] | None = None) -> None:
+    """Refuse parameters of complex numbers.
 
-    Attributes:
-        mask: bool, of the tensor's shape.
-        counts: how many are true in each `CHUNK` elements, so that nobody has to ask the device.
+    Raises:
+        NotImplementedError: names the first of them.
     """
-
-    mask: Tensor
-    counts: list[int]
-
-    @classmethod
-    def of(cls, mask: Tensor) -> Support:
-        """Return the support with its counts, by one look at the device."""
-        cut = mask.flatten().split(CHUNK)
-        return cls(mask, torch.stack([one.count_nonzero() for one in cut]).tolist())
-
-    def slices(self, *tensors: Tensor) -> Iterator[tuple[Tensor, int, list[Tensor]]]:
-        """Yield (mask, its count, the tensors' elements), `CHUNK` elements at a time."""
-        flat = [t.flatten().split(CHUNK) for t in (self.mask, *tensors)]
-        for count, mask, *elements in zip(self.counts, *flat, strict=True):
-            yield mask, count, elements
-
-
-class Masked(Vector):
-    """A vector whose entries are zero outside of supports, where the weights then need no snapshot.
-
-    Whatever may put something else there makes it an ordinary vector.
-
-    Attributes:
-        supports: per parameter, where the entry may differ from zero; None: everywhere.
-    """
-
-    __slots__ = ("supports",)
-
-    def __init__(self, vector: Vector, supports: Sequence[Support | None]) -> None:
-        super().__init__(vector, vector.placement)
-        self.supports: Sequence[Support | None] | None = supports
-
-    def add_(self, other: Vector, scale: Scalar = 1.0) -> Vector:
-        """Add in place as `Vector.add_` does."""
-        self.supports = None
-        return super().add_(other, scale)
-
-    def where_(self, ok: Tensor, other: Vector | None = None) -> Vector:
-        """Put another vector in place as `Vector.where_` does."""
-        self.supports = None
-        return super().where_(ok, other)
-
-    def changed(self) -> Vector:
-        """Forget the norm, and that the entries are zero outside of the supports."""
-        self.supports = None
-        return super().changed()
-
-
-class Slice(NamedTuple):
-    """A run of a parameter's elements, with the perturbation and then the snapshot of them.
-
-    Attributes:
-        param: the whole parameter.
-        start: index of the first element in it.
-        now: the elements, a view.
-        eps: the perturbation's elements, a view.
-    """
-
-    param: Tensor
-    start: int
-    now: Tensor
-    eps: Tensor
+    for i, param in enumerate(params):
+        if param.is_complex():
+            name = f"parameter {i}" if names is None else repr(names[i])
+            raise NotImplementedError(
+                f"{name} holds complex numbers ({param.dtype}), which SAM does not perturb: keep "
+                "its real and imaginary parts as a real parameter (torch.view_as_real), and use "
+                "torch.view_as_complex in forward"
+            )
 
 
 class Perturbation:
-    """A context in which `w + eps` stands in the parameters; leaving it restores `w` bitwise,
-    whatever happened.
+    """A context in which `w + factor * eps` stands in the parameters; leaving it restores `w`
+    bitwise, whatever happened.
 
     The tensors of `eps` are consumed: each becomes the snapshot of its parameter, so that stepping
-    aside needs no storage beyond `eps` itself. A tensor with a support is exchanged for a snapshot
-    of the elements inside it, and no other element moves. Where `ok` (a `()` bool tensor) is false
-    the parameters stay as they are; this needs no host synchronisation. Parameters with a `None`
-    entry are never touched.
+    aside needs no storage beyond `eps` itself. Only where `eps` is of another type than the weights
+    the snapshot is a copy. A tensor with a support is exchanged for a snapshot of the elements
+    inside it, and no other element moves. Where `ok` (a `()` bool tensor) is false the parameters
+    stay as they are; this needs no host synchronisation. Parameters with a `None` entry are never
+    touched. Parameters may share memory: see `Memory`.
 
     Attributes:
         along: a vector whose inner product with the step is measured on the way back, when all
@@ -108,67 +55,94 @@ class Perturbation:
     def __init__(
         self,
         params: Sequence[Tensor],
-        eps: Sequence[Tensor | None],
+        eps: list[Tensor | None],
         ok: Tensor,
         supports: Sequence[Support | None] | None = None,
+        factor: Scalar = 1.0,
     ) -> None:
-        self._params = params
-        entries = zip(params, eps, supports or [None] * len(eps), strict=True)
-        self._entering = [(p, e, s) for p, e, s in entries if e is not None]
-        self._ok = ok
-        self._saved: list[Slice] = []
-        self._saved_inside: list[tuple[Tensor, Support, list[Tensor]]] = []
-        self._dots: dict[int, list[Tensor]] = {}
+        refuse_complex(params)
+        self._params, self._eps, self._supports = params, eps, supports
+        self._ok, self._gate, self._factor = ok, Gate(ok), factor
+        self._saved: list[tuple[Group, Inside | None]] = []
+        self._sums = Sums(len(params))
+        self._eager = policy(ok.device).eager
         self.along: Vector | None = None
 
     @property
-    def displacement_dot(self) -> list[Tensor | None]:
+    def displacement_dot(self) -> Numbers:
         """Per parameter the `()` inner product of the step taken (as rounded) with `along`'s entry,
         once the context is left.
         """
-        dots = (self._dots.get(id(p)) for p in self._params)
-        return [torch.stack(parts).sum() if parts else None for parts in dots]
+        return self._sums.numbers
+
+    @property
+    def displacement_dots(self) -> Sums:
+        """The summands of it."""
+        return self._sums
 
     @torch.no_grad()
     def __enter__(self) -> Perturbation:
         try:
-            entering, self._entering = self._entering, []
-            whole, inside = [], []
-            for p, e, s in entering:
-                # A flat view of the parameter has to exist.
-                if s is None or not p.is_contiguous():
-                    whole.append((p, e))
-                else:
-                    inside.append((p, e, s))
-            self._enter_whole(whole)
-            for p, e, s in inside:
-                self._enter_inside(p, e, s)
+            self._memory = Memory(self._params)
+            given, self._eps = self._eps, []
+            eps = list(self._memory.gathered(given))
+            given.clear()  # whoever passed it may hold it longer than it is needed
+            inside = self._supported(eps)
+            whole = [None if i in inside else e for i, e in enumerate(eps)]
+            if not self._eager:
+                for places in by_kind(whole):
+                    self._scale_([whole[i] for i in places])
+            scratch = Scratch()
+            for group in sweep(self._memory.weights, whole):
+                self._enter(group, scratch)
+            del scratch
+            self._enter_inside(eps, inside)
         except BaseException:
             self.__exit__(None, None, None)
             raise
         return self
 
-    def _enter_whole(self, entering: list[tuple[Tensor, Tensor]]) -> None:
-        scratch = torch.empty(0)
-        kept = cache(lambda device, size: _all_bits(self._ok.to(device), size))
-        for run in _runs(one for p, e in entering for one in _slices(p, e)):
-            weights, eps = [one.now for one in run], [one.eps for one in run]
-            scratch = _at_least(sum(w.numel() for w in weights), weights[0], scratch)
-            moved = _shaped(scratch, weights)
-            for e, w, there in zip(eps, weights, moved, strict=True):
-                bits = kept(e.device, e.element_size())
-                e.view(bits.dtype).bitwise_and_(bits)  # zeros, also for NaN, unless ok
-                torch.add(e, w, out=there)
-            torch._foreach_copy_(eps, weights)
-            self._saved.extend(run)
-            torch._foreach_copy_(weights, moved)
+    def _supported(self, eps: Entries) -> dict[int, Support]:
+        """Return the supports by place: of tensors that are present, and share no memory."""
+        found = enumerate(self._supports or [None] * len(eps))
+        return {
+            i: s
+            for i, s in found
+            if s is not None and eps[i] is not None and i not in self._memory.shared
+        }
 
-    def _enter_inside(self, param: Tensor, eps: Tensor, support: Support) -> None:
-        ok, saved = self._ok.to(param.device), list[Tensor]()
-        self._saved_inside.append((param, support, saved))
-        for mask, count, (w, e) in support.slices(param, eps):
-            saved.append(_gather(w, mask, count))
-            torch.where(mask & ok, (e + w).to(w.dtype), w, out=w)
+    def _scale_(self, eps: list[Any]) -> None:
+        """Multiply by the factor, and by zero unless `ok`."""
+        if not isinstance(self._factor, float) or self._factor != 1.0:
+            torch._foreach_mul_(eps, number(self._factor, eps[0]))
+        self._gate.pass_(eps)
+
+    def _enter(self, group: Group, scratch: Scratch) -> None:
+        weights, eps = group.pieces
+        if self._eager:
+            self._scale_(eps)  # what is in the cache now
+        if eps[0].dtype == weights[0].dtype:
+            moved = scratch("add", eps, weights)
+            torch._foreach_copy_(eps, weights)
+        else:  # it could not hold the weights
+            moved = list(torch._foreach_add(eps, weights))
+            group.pieces[1] = cloned(weights)
+        self._saved.append((group, None))
+        torch._foreach_copy_(weights, moved)
+
+    def _enter_inside(self, eps: list[Tensor | None], supports: dict[int, Support]) -> None:
+        sparse = [e if i in supports else None for i, e in enumerate(eps)]
+        masks = [supports[i].mask if i in supports else None for i in range(len(eps))]
+        eps.clear()  # each goes as soon as its weights have been saved
+        for group in sweep(self._memory.weights, masks, sparse, shares=SHARES):
+            steps = group.pieces.pop()
+            inside = Inside(group, [supports[i].count for i in group.places])
+            self._saved.append((group, inside))
+            self._scale_(steps)
+            inside.step(steps)
+            del steps
+            for i, start in zip(group.places, group.starts, strict=True):
+                sparse[i] = sparse[i] if start is not None else None
 
     @torch.no_grad()
     def __exit__(
@@ -180,93 +154,42 @@ class Perturbation:
         try:
             # Whoever stepped along that vector has consumed it.
             known = error is None and self.along is not None and not self.along.handed_over
-            self._return(self.along if known and self.along is not None else [])
+            self._return(self._memory.gathered(self.along or []) if known else None)
         except BaseException:  # the weights come back, whatever kept them from being measured
-            self._return([])
+            self._sums = Sums(len(self._params))
+            self._return(None)
             raise
         finally:
-            self._saved, self._saved_inside = [], []
+            self._saved = []
 
-    def _return(self, along: Sequence[Tensor | None]) -> None:
-        """Put the snapshot back; may be done twice."""
-        entries = {id(p): e for p, e in zip(self._params, along, strict=False) if e is not None}
-        self._dots = {key: [] for key in entries}
-        for run in _runs(self._saved):
-            for one in run:
-                self._measure(entries, one.param, one.start, one.now, one.eps)
-            torch._foreach_copy_([one.now for one in run], [one.eps for one in run])
-        for param, support, saved in self._saved_inside:
-            # Fewer were saved than there are ones if entering failed on the way.
-            both = zip(saved, support.slices(param), strict=False)
-            for i, (values, (mask, _, (now,))) in enumerate(both):
-                before = now.masked_scatter(mask, values)
-                self._measure(entries, param, i * CHUNK, now, before)
-                now.copy_(before)
+    def _return(self, along: Entries | None) -> None:
+        """Put the snapshot back, what was moved last first; may be done twice."""
+        weights, snapshots, scratch = list[Tensor](), list[Tensor](), Scratch()
+        for group, inside in reversed(self._saved):
+            if along is not None:
+                self._measure(group.where(along), inside, along, scratch)
+            if inside is not None:
+                inside.restore()
+                continue
+            weights += group.pieces[0]
+            snapshots += group.pieces[1]
+            if self._eager:  # what is in the cache now
+                torch._foreach_copy_(weights, snapshots)
+                weights, snapshots = [], []
+        for places in by_kind(weights):
+            torch._foreach_copy_([weights[i] for i in places], [snapshots[i] for i in places])
 
     def _measure(
-        self, entries: dict[int, Tensor], param: Tensor, start: int, now: Tensor, before: Tensor
+        self, group: Group, inside: Inside | None, along: Entries, scratch: Scratch
     ) -> None:
-        """Note the elements' part of the inner product, `CHUNK` elements at a time."""
-        if id(param) not in entries:
+        """Note the group's part of the inner product."""
+        if not group.places:
             return
-        entry = entries[id(param)].flatten()[start : start + now.numel()]
-        flat = (t.flatten().split(CHUNK) for t in (now, before, entry))
-        for there, here, along in zip(*flat, strict=True):
-            self._dots[id(param)].append(inner(there - here, along))
-
-
-def _all_bits(ok: Tensor, size: int) -> Tensor:
-    """Return the `()` integer of `size` bytes whose bits are all one if the `()` bool tensor is
-    true, and all zero if not: on a CPU `torch.where` takes several times as long.
-    """
-    return ok.to(BITS[size]).neg()
-
-
-def _gather(values: Tensor, mask: Tensor, count: int) -> Tensor:
-    """Return the values (count,) where the mask (N,) is true, without waiting for a GPU."""
-    if values.device.type == "cuda":
-        return values[torch.nonzero_static(mask, size=count).view(-1)]
-    return values.masked_select(mask)
-
-
-def _at_least(size: int, like: Tensor, scratch: Tensor) -> Tensor:
-    """Return the scratch (N,), or new one if it is too small or of another kind: fresh memory costs
-    a CPU more than the arithmetic.
-    """
-    if scratch.numel() >= size and (scratch.device, scratch.dtype) == (like.device, like.dtype):
-        return scratch
-    return like.new_empty(size)
-
-
-def _shaped(scratch: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
-    """Return views of the scratch in the shapes of some tensors, one after the other."""
-    sizes = [t.numel() for t in like]
-    flat = scratch[: sum(sizes)].split(sizes)
-    return [part.view(t.shape) for part, t in zip(flat, like, strict=True)]
-
-
-def _slices(param: Tensor, eps: Tensor) -> Iterator[Slice]:
-    """Yield a parameter and its perturbation in slices that stay in cache."""
-    start = 0
-    for now, here in slices(param, eps):
-        yield Slice(param, start, now, here)
-        start += now.numel()
-
-
-def _runs(slices: Iterable[Slice]) -> Iterator[list[Slice]]:
-    """Yield runs of slices of one device and dtype with at most `CHUNK` elements, a larger slice
-    alone.
-    """
-    run: list[Slice] = []
-    size = 0
-    for one in slices:
-        kind = (one.now.device, one.now.dtype)
-        if run and (
-            kind != (run[0].now.device, run[0].now.dtype) or size + one.now.numel() > CHUNK
-        ):
-            yield run
-            run, size = [], 0
-        run.append(one)
-        size += one.now.numel()
-    if run:
-        yield run
+        there = group.pieces[0]
+        if inside is None:
+            step = scratch("sub", there, group.pieces[1])
+        else:
+            step = scratch("mul", there, 1.0)
+            inside.restore()
+            torch._foreach_sub_(step, there)
+        self._sums.add(group.places, step, group.of(along), spare=True)

@@ -12,6 +12,7 @@ from contextlib import AbstractContextManager, nullcontext
 from enum import Enum
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 
 from ..vector import WHOLE, Placement
@@ -169,8 +170,12 @@ class Engine:
     # -- weights --------------------------------------------------------------------------------
 
     def held(self, params: Sequence[Tensor]) -> list[Tensor]:
-        """Return the rows of the weights that this process holds, in their own storage."""
-        return [self.local(p.detach()) for p in params]
+        """Return the rows of the weights that this process holds, in their own storage.
+
+        They may be the parameters themselves: whoever computes with them does so under `no_grad`.
+        """
+        with torch.no_grad():
+            return [self.local(p) for p in params]
 
     def local(self, tensor: Tensor) -> Tensor:
         """Return the rows of a parameter or gradient that this process holds, in its storage."""

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..vector import Placement, Selection, Vector, add_up
+from ..vector import Placement, Selection, Vector
 from .perturbation import Perturbation
 
 
@@ -66,7 +66,7 @@ class Readings:
         """Read the cosine of the step that was taken and the gradient that was found there."""
         if perturbation.along is None or perturbation.along.handed_over:
             return
-        along = add_up(placement.sums(perturbation.displacement_dot))
+        along = placement.total(perturbation.displacement_dots)
         lengths = self.values["perturbation_norm"] * perturbation.along.norm()
         none = torch.zeros_like(along)
         self.values["grad_cosine"] = torch.where(lengths > 0, along / lengths, none)

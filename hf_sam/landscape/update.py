@@ -158,7 +158,8 @@ class Context:
     def weights(self) -> Vector:
         """Return the weights as they stand now, without copying: read only."""
         engine = self.update.engine
-        return Vector(engine.held(self.params), engine.placement)
+        held = (weight.detach() for weight in engine.held(self.params))
+        return Vector(held, engine.placement)
 
     def rows(self, i: int, whole: Tensor) -> Tensor:
         """Return the rows that this process holds of a tensor of parameter i's full shape."""

@@ -80,7 +80,7 @@ class LookSAM(Perturbing):
         here = at.ascent(self)
         with at.perturbed(self._direction()(at.perturbable(here).clone(), at)):
             there = at.gradient()
-        square = here.dot(here)
+        square = here.norm().square()
         share = torch.where(square > 0, there.dot(here) / square, torch.zeros_like(square))
         length = there.norm()
         vertical = here.mul_(-share).add_(there)

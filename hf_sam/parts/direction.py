@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from ..landscape import Landscape
-from ..vector import Vector, slices
+from ..sweeps import Scratch, number, sweep, zeros
+from ..vector import Vector
 from .base import Part
 
 
@@ -84,13 +85,10 @@ class RunningAverage(Part):
         started = self.state.tensor("started")
         if started is None:
             started = torch.zeros_like(finite)
-        before = self.state.vector("average") or [None] * len(v)
+        average = Vector(self.state.vector("average") or [None] * len(v), v.placement)
+        new = zeros([g if m is None else None for m, g in zip(average, v, strict=True)])
         average = Vector(
-            (
-                torch.zeros_like(g) if m is None and g is not None else m
-                for m, g in zip(before, v, strict=True)
-            ),
-            v.placement,
+            (m if zero is None else zero for m, zero in zip(average, new, strict=True)), v.placement
         )
         self.state.update(average=average, started=started | finite)
         return average, started, finite
@@ -121,11 +119,16 @@ class MinusAverage(RunningAverage):
         size = v.norm()
         average, started, ok = self._begin(v)
         weight = torch.where(started, torch.full_like(size, 1 - self.decay), 1.0)
-        sigma = torch.where(started, torch.full_like(size, self.sigma), 0.0)
-        for m, g in zip(average, v, strict=True):
-            if m is not None:
-                for run in slices(m) if g is None else slices(m, g):
-                    _step(*run, ok=ok, weight=weight, sigma=sigma)
+        weight, sigma = weight * ok, torch.where(started, torch.full_like(size, self.sigma), 0.0)
+        scratch = Scratch()
+        v.where_(ok)  # or NaN would stay in the average
+        for group in sweep(average.tensors, v.tensors):
+            m, g = group.pieces
+            _towards_(m, scratch("sub", g, m), weight)
+            torch._foreach_sub_(g, scratch("mul", m, number(sigma, m[0])))
+        for group in sweep(average.on([g is None for g in v]).tensors):  # as if it were zero
+            (m,) = group.pieces
+            _towards_(m, scratch("neg", m), weight)
         norm = v.changed().norm()
         return v.mul_((norm > NEGLIGIBLE * size).to(norm.dtype))
 
@@ -139,10 +142,7 @@ class minus_average(MinusAverage, Direction):
         return self.noise_(v)
 
 
-def _step(m: Tensor, g: Tensor | None = None, *, ok: Tensor, weight: Tensor, sigma: Tensor) -> None:
-    """Move m by `weight` towards g where `ok`, then take sigma m off g; all on the device."""
-    ok, weight, sigma = (t.to(m.device) for t in (ok, weight, sigma))
-    towards = torch.zeros_like(m) if g is None else g
-    torch.where(ok, torch.lerp(m, towards, weight.to(m.dtype)), m, out=m)
-    if g is not None:
-        g.sub_(m * sigma)
+def _towards_(m: list[Tensor], way: list[Tensor], share: Tensor) -> None:
+    """Move m by a share of the way, which is consumed."""
+    torch._foreach_mul_(way, number(share, way[0]))
+    torch._foreach_add_(m, way)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ..landscape import Landscape, Masked, Support
+from ..sweeps import Scratch, sweep
 from ..vector import Placement, StateValue, Vector
 from .base import Part
 from .direction import Direction
@@ -74,21 +75,16 @@ class Mask(Part):
     def _apply_(self, v: Vector, mask: Vector) -> Vector:
         if "_looked" not in self.__dict__:  # at the device, once per renewal
             whole = [m is None or m.ndim > 0 or bool(m) for m in mask]
-            supports = [Support.of(m) if m is not None and self._gathers(m) else None for m in mask]
+            supports = Support.of([m if m is not None and m.ndim else None for m in mask])
             self.__dict__["_looked"] = whole, supports
         whole, supports = self.__dict__["_looked"]
-        for entry, m in zip(v, mask, strict=True):
-            if entry is not None and m is not None and m.ndim:
-                entry.mul_(m)
+        scratch = Scratch()
+        for group in sweep(v.tensors, [m if m is not None and m.ndim else None for m in mask]):
+            mine, masks = group.pieces
+            factors = scratch.like(mine)
+            torch._foreach_copy_(factors, masks)
+            torch._foreach_mul_(mine, factors)
         return Masked(v.changed().on(whole), supports)
-
-    def _gathers(self, mask: Tensor) -> bool:
-        """Return whether only the weights inside a mask are saved while they are perturbed.
-
-        On CPU that takes about 18 ns per weight, where a whole snapshot takes 2: too much beside
-        the passes of a small batch.
-        """
-        return mask.ndim > 0 and mask.device.type == "cuda"
 
     def renew(self, v: Vector, at: Landscape, before: Masks | None) -> Masks:
         """Return the next mask for the entries of v, which are zero where no gradient is.
@@ -140,10 +136,6 @@ class FisherMask(Mask):
             return whole_tensors(scores, live_count(scores, self.sparsity, placement), placement)
         n, m = _n_of_m(self.pattern)
         return [None if s is None else n_of_m(s, n, m) for s in scores]
-
-    def _gathers(self, mask: Tensor) -> bool:
-        """Return whether only the weights inside are saved: under n:m also on CPU."""
-        return mask.ndim > 0 and (self.pattern != "unstructured" or super()._gathers(mask))
 
     def _fisher(self, v: Vector, at: Landscape) -> Scores:
         scores: Scores = [

@@ -11,7 +11,9 @@ import torch
 from torch import Tensor
 
 from ..landscape import Landscape
-from ..vector import Numbers, Scalar, Vector, add_up, inner, slices
+from ..sums import Sums
+from ..sweeps import Scratch, sweep
+from ..vector import Scalar, Vector
 from .base import Part
 from .direction import Direction
 
@@ -159,22 +161,17 @@ class adaptive_radius(Direction):
 
     def apply_(self, v: Vector, at: Landscape) -> Vector:
         """Return the scaled direction."""
-        weights = at.weights()
-        squares: Numbers = []
-        for i, entry in enumerate(v):
-            scaled = weights[i] if at.names is None or "weight" in at.names[i] else None
-            squares.append(None if entry is None else self._scale(entry, scaled))
-        norm = add_up(v.placement.sums(squares)).sqrt()
+        names = at.names or ["weight"] * len(v)
+        scaled = v.on(["weight" in name for name in names])  # where T is not 1
+        sums, scratch = Sums(len(v)), Scratch()
+        for group in sweep(scaled.tensors, at.weights().tensors):
+            mine, weights = group.pieces
+            t = scratch("abs", weights)
+            torch._foreach_add_(t, self.eta)
+            torch._foreach_mul_(mine, t)
+            sums.add_squares(group.places, mine)
+            torch._foreach_mul_(mine, t)
+        for group in sweep(v.on(["weight" not in name for name in names]).tensors):
+            sums.add_squares(group.places, *group.pieces)
+        norm = v.placement.total(sums).sqrt()
         return to_length_(v.changed(), self.rho, norm, at)
-
-    def _scale(self, entry: Tensor, weight: Tensor | None) -> Tensor:
-        """Multiply an entry by T^2 in place, where T = 1 without a weight; return |T entry|^2."""
-        if weight is None:
-            return inner(entry, entry)
-        squares = []
-        for run, w in slices(entry, weight):
-            t = w.abs().add_(self.eta)
-            run.mul_(t)
-            squares.append(inner(run, run))
-            run.mul_(t)
-        return torch.stack(squares).sum()

@@ -11,7 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..vector import WHOLE, Numbers, Placement, add_up, slices
+from ..sums import Numbers, add_up
+from ..sweeps import sweep
+from ..vector import WHOLE, Placement
 
 Scores = list[Tensor | None]
 Masks = list[Tensor | None]
@@ -65,10 +67,11 @@ def _above(scores: Scores, threshold: float, count: int, placement: Placement) -
 
 def _first(mask: Tensor, count: int) -> Tensor:
     """Return the mask of the first `count` elements that are on; 8 bytes of scratch for each of
-    `CHUNK` elements.
+    those in a group.
     """
     flat = mask.flatten()
-    for (run,) in slices(flat):
+    for group in sweep([flat]):
+        run = group.pieces[0][0]
         found = int(run.count_nonzero())
         if found > count:
             run &= run.cumsum(0) <= count

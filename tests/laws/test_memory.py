@@ -20,11 +20,11 @@ from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile, record_function
 from transformers import BertConfig, BertForSequenceClassification, Trainer
 
-from hf_sam import METHODS, Composed, Landscape, Method, Progress, Vector, vector
-from hf_sam.landscape import perturbation
+from hf_sam import METHODS, Composed, Landscape, Method, Progress, Vector, sweeps
+from hf_sam.landscape import Support, perturbation
 from hf_sam.methods import rsam
 from hf_sam.parts.direction import Direction, chain
-from hf_sam.parts.masks import Mask, dynamic_mask
+from hf_sam.parts.masks import dynamic_mask
 from hf_sam.parts.radius import radius
 from hf_sam.parts.scores import largest
 from tests.cases import CASES, Case
@@ -38,9 +38,8 @@ Peaks = dict[str, int]
 
 @pytest.fixture(autouse=True)
 def _small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Scratch memory is at most some tensors of CHUNK numbers: here in proportion to the model."""
-    for module in (vector, perturbation):
-        monkeypatch.setattr(module, "CHUNK", 1 << 9)
+    """Scratch memory is at most some slices: here in proportion to the model."""
+    monkeypatch.setattr(sweeps, "CACHED", sweeps.Policy(1 << 11, eager=True))
 
 
 class Deep:
@@ -182,8 +181,7 @@ def test_sparse_sam_saves_what_it_perturbs(pattern: str, sparsity: float, mask: 
 
 
 @pytest.mark.parametrize("sparsity", [0.0, 0.9])
-def test_any_mask_does_so_on_a_gpu(sparsity: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Mask, "_gathers", lambda self, mask: mask.ndim > 0)
+def test_only_what_is_perturbed_needs_a_snapshot(sparsity: float) -> None:
     found = extra(METHODS["ssam_d"](sparsity=sparsity))
     assert max(found[1:]) == pytest.approx(1 - sparsity + 0.25, abs=SLACK)
 
@@ -213,7 +211,7 @@ def test_a_snapshot_inside_the_mask_is_enough(device: str, dtype: torch.dtype, o
     masks = [torch.rand(p.shape, generator=draw).lt(0.5).to(device) for p in params[:2]] + [None]
     entries = [torch.randn(p.shape, generator=draw).to(device, dtype) for p in params]
     eps = [e if m is None else e * m for e, m in zip(entries, masks, strict=True)]
-    supports = [None if m is None else perturbation.Support.of(m) for m in masks]
+    supports = [None if m is None else Support(m) for m in masks]
     found = []
     for some in (None, supports):
         moves = perturbation.Perturbation(
@@ -242,7 +240,7 @@ def test_weights_outside_the_mask_stay_whatever_eps_holds() -> None:
     """So a wrong support can make a perturbation smaller, and never loses a weight."""
     param, mask = nn.Parameter(torch.zeros(30, 40)), torch.arange(40).expand(30, 40) % 2 == 0
     eps = torch.full((30, 40), float("nan")).masked_fill_(mask, 1.0)
-    support = [perturbation.Support.of(mask)]
+    support = [Support(mask)]
     with perturbation.Perturbation([param], [eps], torch.tensor(True), support):
         assert torch.equal(param.detach(), mask.float())
     assert torch.equal(param.detach(), torch.zeros(30, 40))
@@ -258,8 +256,7 @@ class Everywhere(Direction):
         return v.changed()
 
 
-def test_a_direction_after_the_mask_is_perturbed_whole(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Mask, "_gathers", lambda self, mask: mask.ndim > 0)
+def test_a_direction_after_the_mask_is_perturbed_whole() -> None:
     seen, deep = [], Deep()
     before = [p.detach().clone() for p in deep.params]
 

@@ -1,0 +1,129 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Norms and inner products of many tensors, without a look from the host."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import sweeps
+from .sweeps import Entries, by_kind
+
+Numbers = list[Tensor | None]
+"""One `()` number per parameter; `None` where there is nothing."""
+
+
+def inner(a: Tensor, b: Tensor) -> Tensor:
+    """Return the `()` inner product of two tensors of one shape, in float32 or wider."""
+    return torch.stack(_inner(a, b)).sum()
+
+
+def _inner(a: Tensor, b: Tensor) -> list[Tensor]:
+    """Return summands of the inner product, one for each slice that stays in cache."""
+    wide = torch.promote_types(a.dtype, torch.float32)
+    if a.numel() * a.element_size() <= sweeps.CACHED.bytes:
+        return [torch.dot(a.flatten().to(wide), b.flatten().to(wide))]
+    length = sweeps.CACHED.bytes // a.element_size()
+    cut = zip(a.flatten().split(length), b.flatten().split(length), strict=True)
+    return [torch.dot(x.to(wide), y.to(wide)) for x, y in cut]
+
+
+class Sums:
+    """Inner products per parameter, of pieces that a sweep passes anyway.
+
+    On an accelerator each takes few kernels: `sum x = 2 sum max(x, 0) - sum |x|`.
+    """
+
+    def __init__(self, count: int) -> None:
+        self._parts: list[list[Tensor]] = [[] for _ in range(count)]
+        self._norms: dict[Any, list[tuple[int, Tensor, Tensor]]] = {}
+
+    def add(
+        self, places: Sequence[int], a: list[Tensor], b: list[Tensor], *, spare: bool = False
+    ) -> None:
+        """Add the inner products of pieces of the parameters at some places.
+
+        Args:
+            places: which parameter each piece is of.
+            a: the pieces of one vector.
+            b: those of the other.
+            spare: whether `a` may be overwritten.
+        """
+        # A CPU sums up in the same slices whatever the policy, so that results are the same.
+        if a[0].device.type == "cpu":
+            for place, x, y in zip(places, a, b, strict=True):
+                self._parts[place].extend(_inner(x, y))
+            return
+        wide = torch.promote_types(a[0].dtype, torch.float32)
+        if a[0].dtype != wide or b[0].dtype != wide:
+            a, b = ([t.to(wide) for t in tensors] for tensors in (a, b))
+        if spare:
+            torch._foreach_mul_(a, b)
+        else:
+            a = list(torch._foreach_mul(a, b))
+        sizes = torch._foreach_norm(a, 1)
+        torch._foreach_clamp_min_(a, 0.0)
+        found = zip(places, sizes, torch._foreach_norm(a, 1), strict=True)
+        self._norms.setdefault((a[0].device, wide, 1), []).extend(found)
+
+    def add_squares(self, places: Sequence[int], tensors: list[Tensor]) -> None:
+        """Add the squared norms of pieces of the parameters at some places."""
+        if tensors[0].device.type == "cpu":
+            self.add(places, tensors, tensors)
+            return
+        wide = torch.promote_types(tensors[0].dtype, torch.float32)
+        norms = torch._foreach_norm(tensors, 2, dtype=wide)
+        found = ((place, norm, norm) for place, norm in zip(places, norms, strict=True))
+        self._norms.setdefault((tensors[0].device, wide, 2), []).extend(found)
+
+    @property
+    def numbers(self) -> Numbers:
+        """The sum per parameter, as a `()` tensor; None where nothing was added."""
+        return [
+            None if not mine else mine[0] if len(mine) == 1 else torch.stack(mine).sum()
+            for mine in self._all()
+        ]
+
+    @property
+    def total(self) -> Tensor:
+        """The `()` sum of all."""
+        return add_up(part for mine in self._all() for part in mine)
+
+    def _all(self) -> list[list[Tensor]]:
+        """Return the summands per parameter."""
+        parts = [list(mine) for mine in self._parts]
+        for (_, _, power), found in self._norms.items():
+            sums = torch.stack([norm for _, norm, _ in found])
+            if power == 2:
+                sums = sums.square()
+            else:
+                sums = 2 * torch.stack([positive for _, _, positive in found]) - sums
+            for (place, _, _), one in zip(found, sums.unbind(), strict=True):
+                parts[place].append(one)
+        return parts
+
+
+def squares(tensors: Entries) -> Numbers:
+    """Return the squared L2 norm of each entry, `()`, in float32 or wider."""
+    found: Numbers = [None] * len(tensors)
+    for places in by_kind(tensors):
+        mine: list[Any] = [tensors[i] for i in places]
+        wide = torch.promote_types(mine[0].dtype, torch.float32)
+        norms = torch.stack(torch._foreach_norm(mine, 2, dtype=wide))
+        for i, square in zip(places, norms.square().unbind(), strict=True):
+            found[i] = square
+    return found
+
+
+def add_up(numbers: Iterable[Tensor | None]) -> Tensor:
+    """Return the `()` sum of the present entries, on the first one's device."""
+    present = [number for number in numbers if number is not None]
+    if not present:
+        return torch.zeros(())
+    device = present[0].device
+    if any(number.device != device for number in present):
+        present = [number.to(device, non_blocking=True) for number in present]
+    return torch.stack(present).sum()

@@ -1,0 +1,280 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How a device walks over many weights: few operations for all, in groups of bounded size.
+
+A CPU takes slices that stay in its cache, so that each weight comes from memory once. Anything else
+takes whole tensors, many at a time, so that it launches few kernels. Both do the same arithmetic
+with every weight, and give the same bits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+Entries = Sequence[Tensor | None]
+"""One tensor per parameter; `None` where there is nothing."""
+
+BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+"""Size of a number in bytes -> integers of that size."""
+
+
+@dataclass(frozen=True)
+class Policy:
+    """How a device walks over many tensors.
+
+    Attributes:
+        bytes: the most that one tensor of a group takes up, or several together: a larger one is
+            cut. It bounds scratch memory too.
+        eager: an operation costs no launch, so that tensors are taken one by one.
+    """
+
+    bytes: int
+    eager: bool
+
+
+CACHED = Policy(1 << 21, eager=True)
+GROUPED = Policy(1 << 28, eager=False)
+
+_forced: Policy | None = None
+
+
+def policy(device: torch.device) -> Policy:
+    """Return how tensors on a device are walked over."""
+    return _forced or (CACHED if device.type == "cpu" else GROUPED)
+
+
+@contextmanager
+def forced(one: Policy) -> Iterator[None]:
+    """Walk like this inside the block, whatever the device.
+
+    Example:
+        >>> with forced(GROUPED):
+        ...     policy(torch.device("cpu")).eager
+        False
+    """
+    global _forced
+    before, _forced = _forced, one
+    try:
+        yield
+    finally:
+        _forced = before
+
+
+@dataclass
+class Group:
+    """Some pieces of tensors, of one device and kind, that a sweep passes together.
+
+    Attributes:
+        places: which parameter each piece is of.
+        starts: which of its elements is the first one; None where the piece is the whole tensor.
+        pieces: per vector of the sweep, the pieces.
+    """
+
+    places: list[int]
+    starts: list[int | None]
+    pieces: list[list[Tensor]]
+
+    @classmethod
+    def empty(cls, vectors: int) -> Group:
+        """Return a group without pieces, for some vectors."""
+        return cls([], [], [[] for _ in range(vectors)])
+
+    def add(self, place: int, start: int, length: int, tensors: list[Tensor]) -> None:
+        """Add some elements of the tensors that the vectors have at a place."""
+        whole = length == tensors[0].numel()
+        self.places.append(place)
+        self.starts.append(None if whole else start)
+        for mine, t in zip(self.pieces, tensors, strict=True):
+            mine.append(t if whole else t.view(-1)[start : start + length])
+
+    def of(self, entries: Entries) -> list[Tensor]:
+        """Return the same pieces of other tensors, all of which are there."""
+        found = []
+        for place, start, like in zip(self.places, self.starts, self.pieces[0], strict=True):
+            entry: Any = entries[place]
+            if start is not None:
+                entry = entry.flatten()[start : start + like.numel()]
+            found.append(entry)
+        return found
+
+    def where(self, entries: Entries) -> Group:
+        """Return the pieces of those parameters that have an entry."""
+        if all(entries[place] is not None for place in self.places):
+            return self
+        chosen = [k for k, place in enumerate(self.places) if entries[place] is not None]
+        return Group(
+            [self.places[k] for k in chosen],
+            [self.starts[k] for k in chosen],
+            [[pieces[k] for k in chosen] for pieces in self.pieces],
+        )
+
+
+def by_kind(*vectors: Entries) -> Iterator[list[int]]:
+    """Yield the places where all vectors have an entry, by device and types, as foreach kernels
+    want them.
+    """
+    kinds: dict[Any, list[int]] = {}
+    for i, tensors in enumerate(zip(*vectors, strict=True)):
+        present = [t for t in tensors if t is not None]
+        if len(present) == len(vectors):
+            kind = present[0].device, *(t.dtype for t in present)
+            kinds.setdefault(kind, []).append(i)
+    yield from kinds.values()
+
+
+def sweep(*vectors: Entries, shares: int = 1) -> Iterator[Group]:
+    """Yield all elements of the parameters of which every vector has an entry, group by group.
+
+    Args:
+        vectors: entries of equal shapes.
+        shares: groups have at most one of so many parts of all elements.
+    """
+    for places in by_kind(*vectors):
+        first: list[Any] = [vector[places[0]] for vector in vectors]
+        size = max(t.element_size() for t in first)
+        mine = policy(first[0].device)
+        limit = mine.bytes // size
+        if shares > 1:
+            sizes: list[Any] = [vectors[0][i] for i in places]
+            total = sum(t.numel() for t in sizes)
+            limit = min(limit, -(-total // shares))
+        # Cutting costs launches, and in a cache nothing is gained by filling up the rest.
+        step = limit if mine.eager else min(CACHED.bytes // size, limit)
+        yield from _groups(places, vectors, limit, step, alone=mine.eager)
+
+
+def _groups(
+    places: list[int], vectors: Sequence[Entries], limit: int, step: int, *, alone: bool
+) -> Iterator[Group]:
+    """Yield groups of at most `limit` elements, a tensor without a flat view by itself.
+
+    Tensors are cut at multiples of `step` elements. `alone`: each piece is a group.
+    """
+    group, room = Group.empty(len(vectors)), limit
+    for i in places:
+        tensors: list[Any] = [vector[i] for vector in vectors]
+        flat, n, start = all(t.is_contiguous() for t in tensors), tensors[0].numel(), 0
+        while start < n:
+            length = n - start
+            if flat and length > room:
+                length = max(room, 0) // step * step
+            if length == 0 or (group.places and (alone or length > room)):
+                yield group
+                group, room = Group.empty(len(vectors)), limit
+                continue
+            group.add(i, start, length, tensors)
+            start, room = start + length, room - length
+    if group.places:
+        yield group
+
+
+class Scratch:
+    """Results of operations that live until the next one of the same scratch.
+
+    On a CPU they use the same memory again and again: fresh memory costs more than the arithmetic.
+
+    Example:
+        >>> Scratch()("mul", [torch.ones(2)], torch.tensor(3.0))
+        [tensor([3., 3.])]
+    """
+
+    def __init__(self) -> None:
+        self._memory = torch.empty(0)
+
+    def __call__(self, operation: str, tensors: list[Tensor], *others: Any) -> list[Tensor]:
+        """Return `torch.<operation>` of the tensors, which are of one kind, and of others: of lists
+        tensor by tensor, of a number or a `()` tensor for all.
+        """
+        if not policy(tensors[0].device).eager:
+            return list(getattr(torch, f"_foreach_{operation}")(tensors, *others))
+        results, function = self.like(tensors), getattr(torch, operation)
+        for k, result in enumerate(results):
+            function(tensors[k], *(o[k] if isinstance(o, list) else o for o in others), out=result)
+        return results
+
+    def like(self, tensors: list[Tensor], dtype: torch.dtype | None = None) -> list[Tensor]:
+        """Return memory for tensors of these shapes, one after the other."""
+        sizes = [t.numel() for t in tensors]
+        flat = self.flat(sum(sizes), tensors[0], dtype)
+        if len(sizes) == 1:
+            return [flat.view(tensors[0].shape)]
+        return [f.view(t.shape) for f, t in zip(flat.split(sizes), tensors, strict=True)]
+
+    def flat(self, size: int, like: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+        """Return memory for (size,) elements."""
+        kind = like.device, dtype or like.dtype
+        if self._memory.numel() < size or (self._memory.device, self._memory.dtype) != kind:
+            self._memory = torch.empty(size, device=kind[0], dtype=kind[1])
+        return self._memory[:size]
+
+
+def number(value: Any, like: Tensor) -> Any:
+    """Return a factor as foreach kernels want it: on the tensors' device, and of their type where
+    that loses nothing.
+    """
+    if not isinstance(value, Tensor):
+        return value
+    wide = like.dtype in (torch.float32, torch.float64)
+    return value.to(like.device, like.dtype if wide else value.dtype)
+
+
+class Gate:
+    """Lets tensors pass, or makes them zero, as a `()` bool `ok` says: the device decides.
+
+    Example:
+        >>> x = torch.tensor([float("nan"), 1.0])
+        >>> Gate(torch.tensor(False)).pass_([x])
+        >>> x
+        tensor([0., 0.])
+    """
+
+    def __init__(self, ok: Tensor) -> None:
+        self._ok = ok
+        self._numbers: dict[Any, Tensor] = {}
+
+    def pass_(self, tensors: list[Tensor]) -> None:
+        """Make tensors of one kind zero, also NaN in them, unless `ok` is true."""
+        device, bits = tensors[0].device, BITS[tensors[0].element_size()]
+        if (device, bits) not in self._numbers:
+            self._numbers[device, bits] = self._ok.to(device, bits)
+        one = self._numbers[device, bits]
+        # Of whole numbers: 0 * NaN is NaN, and on a CPU `torch.where` takes several times as long.
+        if policy(device).eager:
+            mask = -one
+            for t in tensors:
+                t.view(bits).bitwise_and_(mask)
+        else:
+            torch._foreach_mul_([t.view(bits) for t in tensors], one)
+
+
+def copies(tensors: Entries) -> list[Tensor | None]:
+    """Return the entries with storage of their own."""
+    found: list[Tensor | None] = [None] * len(tensors)
+    for places in by_kind(tensors):
+        mine: list[Any] = [tensors[i] for i in places]
+        for i, copy in zip(places, cloned(mine), strict=True):
+            found[i] = copy
+    return found
+
+
+def cloned(tensors: list[Tensor]) -> list[Tensor]:
+    """Return copies of tensors of one kind."""
+    if policy(tensors[0].device).eager:
+        return [t.clone() for t in tensors]
+    new = [torch.empty_like(t) for t in tensors]
+    torch._foreach_copy_(new, tensors)
+    return new
+
+
+def zeros(tensors: Entries) -> list[Tensor | None]:
+    """Return zeros in the place of every entry."""
+    found = [None if t is None else torch.empty_like(t) for t in tensors]
+    for places in by_kind(found):
+        new: list[Any] = [found[i] for i in places]
+        torch._foreach_zero_(new)
+    return found
