@@ -509,7 +509,7 @@ def test_trainer_refuses_what_the_arguments_refuse(key: str, when: str, tmp_path
         make_trainer(tmp_path, sam=key, sam_when=when, sam_options=OPTIONS.get(key))
 
 
-FIELDS = {"RunningAverage", "MinusAverage", "FisherMask", "DynamicMask"}
+FIELDS = {"RunningAverage", "MinusAverage", "AverageDirection", "FisherMask", "DynamicMask"}
 """What parts have in common with the methods of their papers."""
 
 

@@ -7,7 +7,7 @@ is not here, for there are two: `hf_sam.parts.when.linear` is a probability,
 """
 
 from .combine import Combine, rescaled, there_only
-from .direction import Direction, chain, minus_average
+from .direction import Direction, average, chain, minus_average
 from .masks import Mask, dynamic_mask, fisher_mask
 from .radius import RhoSchedule, adaptive_radius, budget, cosine, layer_radius, lr, radius
 from .when import (
@@ -35,6 +35,7 @@ __all__ = [
     "after",
     "after_warmup",
     "always",
+    "average",
     "before",
     "between",
     "budget",

@@ -60,21 +60,13 @@ class RunningAverage(Part):
 
     ::
 
-        m <- decay m + (1 - decay) v   (m = v at first use)
+        m <- (1 - weight) m + weight v   (m = v at first use)
 
     State: the average m (1 P), and whether it has started. A non-finite v changes neither. An entry
     that is missing counts as zero in m.
-
-    Attributes:
-        decay: decay of the average, per update.
     """
 
     stateful = True
-
-    decay: float = field(
-        default=0.9,
-        metadata={"help": "decay of the average, per update", "low": 0.0, "high": 1.0},
-    )
 
     def _begin(self, v: Vector) -> tuple[Vector, Tensor, Tensor]:
         """Return the average so far, with zeros for new entries, and two `()` bools on the device.
@@ -108,29 +100,65 @@ class MinusAverage(RunningAverage):
 
     Attributes:
         sigma: share of the average that is taken off.
+        decay: decay of the average, per update.
     """
 
     sigma: float = field(
         default=1.0, metadata={"help": "share of the average taken off", "low": 0.0}
+    )
+    decay: float = field(
+        default=0.9,
+        metadata={"help": "decay of the average, per update", "low": 0.0, "high": 1.0},
     )
 
     def noise_(self, v: Vector) -> Vector:
         """Return v minus its average, in v's storage."""
         size = v.norm()
         average, started, ok = self._begin(v)
-        weight = torch.where(started, torch.full_like(size, 1 - self.decay), 1.0)
-        weight, sigma = weight * ok, torch.where(started, torch.full_like(size, self.sigma), 0.0)
+        weight = torch.where(started, torch.full_like(size, 1 - self.decay), 1.0) * ok
+        sigma = torch.where(started, torch.full_like(size, self.sigma), 0.0)
         scratch = Scratch()
         v.where_(ok)  # or NaN would stay in the average
         for group in sweep(average.tensors, v.tensors):
             m, g = group.pieces
             _towards_(m, scratch("sub", g, m), weight)
             torch._foreach_sub_(g, scratch("mul", m, number(sigma, m[0])))
-        for group in sweep(average.on([g is None for g in v]).tensors):  # as if it were zero
-            (m,) = group.pieces
-            _towards_(m, scratch("neg", m), weight)
+        _fade_(average.on([g is None for g in v]), weight, scratch)
         norm = v.changed().norm()
         return v.mul_((norm > NEGLIGIBLE * size).to(norm.dtype))
+
+
+@dataclass
+class AverageDirection(RunningAverage):
+    """The running average itself: a direction with less of one batch's noise.
+
+    ::
+
+        m <- (1 - theta) m + theta v   (m = v at first use)
+        v <- m
+
+    A parameter without a gradient stays without a direction.
+
+    Attributes:
+        theta: weight of this update's gradient in the average; 1 is no average at all.
+    """
+
+    theta: float = field(
+        default=0.9, metadata={"help": "weight of the new gradient", "low": 0.0, "high": 1.0}
+    )
+
+    def average_(self, v: Vector) -> Vector:
+        """Return the average, in v's storage; zero where v is not finite."""
+        average, started, ok = self._begin(v)
+        weight = torch.where(started, torch.full_like(v.norm(), self.theta), 1.0) * ok
+        scratch = Scratch()
+        v.where_(ok)  # or NaN would stay in the average
+        for group in sweep(average.tensors, v.tensors):
+            m, g = group.pieces
+            _towards_(m, scratch("sub", g, m), weight)
+            torch._foreach_copy_(g, m)
+        _fade_(average.on([g is None for g in v]), weight, scratch)
+        return v.changed().mul_(ok.to(v.norm().dtype))
 
 
 @dataclass
@@ -140,6 +168,22 @@ class minus_average(MinusAverage, Direction):
     def apply_(self, v: Vector, at: Landscape) -> Vector:
         """Return v minus its average."""
         return self.noise_(v)
+
+
+@dataclass
+class average(AverageDirection, Direction):
+    """VaSSO's direction: the running average of the gradient."""
+
+    def apply_(self, v: Vector, at: Landscape) -> Vector:
+        """Return the average."""
+        return self.average_(v)
+
+
+def _fade_(missing: Vector, weight: Tensor, scratch: Scratch) -> None:
+    """Move the entries of an average that have no gradient now as if it were zero."""
+    for group in sweep(missing.tensors):
+        (m,) = group.pieces
+        _towards_(m, scratch("neg", m), weight)
 
 
 def _towards_(m: list[Tensor], way: list[Tensor], share: Tensor) -> None:
