@@ -65,6 +65,7 @@ class PassRunner:
         reentrant: whether activations are checkpointed in the mode that warns without a graph.
         honours: whether the loss honours `num_items_in_batch`; None while it was not asked.
         which: the pass that runs; None outside of passes.
+        asked: whether the Trainer class has asked which pass runs, in a pass.
     """
 
     def __init__(
@@ -80,8 +81,10 @@ class PassRunner:
         self.outside: list[nn.Parameter] = []
         self.reentrant = False
         self.honours: bool | None = None
-        self.start()
+        self.asked = False
         self._inputs = Inputs()
+        self._layers_only = False
+        self.start()
 
     # -- which pass -----------------------------------------------------------------------------
 
@@ -205,8 +208,19 @@ class PassRunner:
 
     def _backward_drawn(self, model: nn.Module, batch: Batch) -> Tensor:
         """Run a drawn example without dropout, and with the running statistics."""
+        with self._which("ascent", self._number):
+            try:
+                loss = self._backward_evaluating(model, batch)
+            except (AttributeError, KeyError, TypeError, ValueError):
+                if self._layers_only:
+                    raise
+                # Detectors have a loss in training mode only.
+                loss, self._layers_only = self._backward_evaluating(model, batch, True), True
+        return loss
+
+    def _backward_evaluating(self, model: nn.Module, batch: Batch, layers: bool = False) -> Tensor:
         trainer = self._trainer
-        with evaluating(model), self._which("ascent", self._number):
+        with evaluating(model, layers or self._layers_only):
             with trainer.compute_loss_context_manager():
                 loss: Any = trainer.compute_loss(model, Loan(batch.inputs).inputs)
             trainer.accelerator.backward(loss)
@@ -308,10 +322,16 @@ class PassRunner:
 
 
 @contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Have a model in evaluation mode; afterwards each of its modules is in the mode it was in."""
+def evaluating(model: nn.Module, layers_only: bool = False) -> Iterator[None]:
+    """Have a model in evaluation mode; afterwards each of its modules is in the mode it was in.
+
+    Args:
+        model: the model.
+        layers_only: leave modules that hold others in their mode.
+    """
     modes = [(module, module.training) for module in model.modules()]
-    model.eval()
+    for module, mode in modes:
+        module.training = mode and layers_only and any(module.children())
     try:
         yield
     finally:
