@@ -19,12 +19,15 @@ class Holder:
     Args:
         name: what a warning calls it.
         value: the container.
+
+    Attributes:
+        own: whether it belongs to the object at the root itself, and not to one that hangs there.
     """
 
-    __slots__ = ("name", "value")
+    __slots__ = ("name", "own", "value")
 
     def __init__(self, name: str, value: Any) -> None:
-        self.name, self.value = name, value
+        self.name, self.value, self.own = name, value, False
 
     def views(self) -> tuple[Iterable[Any], ...]:
         """Return live views: as often as they are walked, they show what is held then."""

@@ -200,7 +200,7 @@ class Snapshot:
         """
         if self._plan.identities_now() != self._identities:
             for holder, copy in zip(self._plan.found.holders, self._held, strict=True):
-                if (own or "." in holder.name.split("[")[0]) and not holder.same(copy):
+                if (own or not holder.own) and not holder.same(copy):
                     holder.put_back(copy)
         self._copies.put_back()
         self._spill.put_back()

@@ -7,6 +7,7 @@ import enum
 import functools
 import itertools
 import random
+import re
 import sys
 import types
 from collections import deque
@@ -137,6 +138,7 @@ class Search:
         """
         walk = _Walk(self, asleep, grouped)
         attributes = Entries("", roots, but)  # type: ignore[arg-type]
+        attributes.own = True
         walk.found.holders.append(attributes)
         walk.go((name, value) for name, value in attributes.copy().items())
         return walk.found
@@ -203,6 +205,7 @@ class _Walk:
 
     def _dict(self, name: str, value: Any) -> None:
         holder = holder_of(name, value)
+        holder.own = "." not in re.sub(r"\['[^']*'\]", "", name)
         if self._holds(holder):
             if self._group is None and self._grouped(holder):
                 self._groups.append(holder)
