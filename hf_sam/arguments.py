@@ -100,12 +100,16 @@ class SAMArguments:
     )
     sam_replay_rng: bool = field(
         default=True,
-        metadata={"help": "The same random numbers (dropout masks) in every pass of an update."},
+        metadata={
+            "help": "The same random numbers (dropout masks, generators of the model's own) in "
+            "every pass of an update."
+        },
     )
     sam_freeze_norm_stats: bool = field(
         default=True,
         metadata={
-            "help": "Running statistics move once per update (first pass), not once per pass."
+            "help": "Running statistics of normalisation layers move once per update (first pass), "
+            "not once per pass; all other state of a model always does."
         },
     )
     sam_track_memory: bool = field(

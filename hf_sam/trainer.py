@@ -233,7 +233,7 @@ class SAMMixin(TrainerBase):
             generators=option(self.args, "sam_replay_rng"),
             weights=not is_fsdp2(self),
         )
-        return Records(self, NO_RECORDS, search, self._trained)
+        return Records(self, NO_RECORDS, search, self._trained, keeps=lambda: self._passes.asked)
 
     def _trained(self) -> list[Tensor]:
         groups = getattr(self.optimizer, "param_groups", [])
@@ -355,8 +355,10 @@ class SAMMixin(TrainerBase):
         """The pass of an update that runs now, as (kind, number); None outside of passes.
 
         What a `compute_loss` draws beside its inputs should be drawn in the clean pass, and kept
-        for the others; see `WhichPass`.
+        for the others in an attribute: for a class that asks, later passes find the attributes and
+        containers of the trainer itself as the clean pass left them. See `WhichPass`.
         """
+        self._passes.asked |= self._passes.which is not None
         return self._passes.which
 
     def _progress(self) -> Progress:

@@ -3,18 +3,21 @@
 
 from __future__ import annotations
 
+import tempfile
+import weakref
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 SMALL = 1 << 20
 """Bytes up to which a content is copied in every pass."""
 
-CHUNK = 1 << 20
-"""Elements that a checksum looks at together."""
+PIECE = 1 << 16
+"""Bytes that are compared with a file together."""
 
 SAMPLED = 64
 """Bytes of an array that is only watched which are looked at."""
@@ -28,7 +31,7 @@ def size_of(content: Any) -> int:
 def is_plain(content: Any) -> bool:
     """Return whether a content can be copied and written back: a strided tensor, or an array."""
     if not isinstance(content, Tensor):
-        return True
+        return not isinstance(content, np.memmap)
     strided = content.layout is torch.strided and not content.is_meta
     return strided and not content.is_inference() and _writable(content)
 
@@ -56,8 +59,7 @@ class Copies:
     def put_back(self) -> None:
         """Write the copies into the same memory, which the same tensors hold again."""
         for tensor, storage in zip(self._tensors, self._storages, strict=True):
-            if tensor.data_ptr() != storage.data_ptr() or tensor.shape != storage.shape:
-                tensor.data = storage
+            hold(tensor, storage)
         if self._tensors:
             with torch.no_grad():
                 torch._foreach_copy_(self._tensors, self._copies)
@@ -71,34 +73,108 @@ class Copies:
         return moved | {id(a) for a, copy in self._arrays if a.tobytes() != copy.tobytes()}
 
 
+class Spill:
+    """Contents with a copy of each in a temporary file, which takes no memory.
+
+    Args:
+        contents: as in `Copies`.
+    """
+
+    def __init__(self, contents: Sequence[Any]) -> None:
+        self._contents = list(contents)
+        self._storages = [c.data if isinstance(c, Tensor) else c for c in contents]
+        self._file = tempfile.TemporaryFile() if contents else None
+        if self._file is None:
+            return
+        weakref.finalize(self, self._file.close)
+        for storage in self._storages:
+            for piece in _pieces(storage):
+                self._file.write(piece)
+
+    def put_back(self) -> None:
+        """Write the copies of what has moved into the same memory."""
+        moved = self.moved()
+        place = 0
+        for content, storage in zip(self._contents, self._storages, strict=True):
+            if isinstance(content, Tensor):
+                hold(content, storage)
+            if id(content) in moved and self._file is not None:
+                self._file.seek(place)
+                _fill(content, bytearray(self._file.read(content.nbytes)))
+            place += content.nbytes
+
+    def moved(self) -> set[int]:
+        """Return the ids of the contents that differ from their copies."""
+        if self._file is None:
+            return set()
+        self._file.seek(0)
+        moved = set()
+        for content, storage in zip(self._contents, self._storages, strict=True):
+            pieces = [self._file.read(len(p)) == p.tobytes() for p in _pieces(storage)]
+            other = isinstance(content, Tensor) and content.data_ptr() != storage.data_ptr()
+            if other or not all(pieces):
+                moved.add(id(content))
+        return moved
+
+
 class Mark:
-    """What a large content looks like now, without a copy.
+    """What a content looks like now, without a copy: some writes leave it as it is.
 
     Args:
         content: a tensor, whose version counts writes, or an array, of which some bytes are kept.
-        whole: look at all of it: some writes leave the version as it is.
     """
 
-    def __init__(self, content: Any, whole: bool) -> None:
-        self._content, self._whole = content, whole
+    def __init__(self, content: Any) -> None:
+        self._content = content
         self._storage = content.data if isinstance(content, Tensor) else None
-        self._now = self._look()
-
-    def _look(self) -> Any:
-        content = self._content
-        if not isinstance(content, Tensor):
-            step = 1 if self._whole else max(content.size // SAMPLED, 1)
-            return zlib.crc32(content.reshape(-1)[::step].tobytes())
-        version = None if content.is_inference() else content._version
-        return version, _checksum(content) if self._whole and is_plain(content) else None
+        self._now = _look(content)
 
     def moved(self) -> bool:
         """Return whether it was written to; memory that was exchanged is given back first."""
-        storage = self._storage
-        if storage is not None and not hasattr(storage, "_local_tensor"):
-            if storage.layout is torch.strided and storage.data_ptr() != self._content.data_ptr():
-                self._content.data = storage
-        return bool(self._look() != self._now)
+        if self._storage is not None and is_plain(self._content):
+            hold(self._content, self._storage)
+        return bool(_look(self._content) != self._now)
+
+
+def marks_of(contents: Sequence[Any]) -> list[Any]:
+    """Return what many small contents look like now."""
+    return [(_look(c), c.data_ptr() if _local(c) else None) for c in contents]
+
+
+def hold(tensor: Tensor, storage: Tensor) -> None:
+    """Have a tensor hold the memory that it held before."""
+    if tensor.data_ptr() != storage.data_ptr() or tensor.shape != storage.shape:
+        tensor.data = storage
+
+
+def _local(content: Any) -> bool:
+    return isinstance(content, Tensor) and is_plain(content)
+
+
+def _look(content: Any) -> Any:
+    if isinstance(content, Tensor):
+        return None if content.is_inference() else content._version
+    step = max(content.nbytes // SAMPLED, 1) if content.nbytes > SMALL else 1
+    return zlib.crc32(content.reshape(-1)[::step].tobytes())
+
+
+def _pieces(content: Any) -> Iterator[Any]:
+    """Yield the bytes of a content, piece by piece, as arrays on the CPU."""
+    if isinstance(content, Tensor):
+        for piece in _bytes(content).split(PIECE):
+            yield piece.cpu().view(torch.uint8).numpy()
+    else:
+        yield np.ascontiguousarray(content).reshape(-1).view(np.uint8)
+
+
+def _fill(content: Any, data: bytearray) -> None:
+    """Write bytes into a tensor or an array."""
+    if isinstance(content, Tensor):
+        values = torch.frombuffer(data, dtype=content.dtype).view(content.shape)
+        with torch.no_grad():
+            content.copy_(values)
+    else:
+        content[...] = np.frombuffer(data, dtype=content.dtype).reshape(content.shape)
 
 
 def _same(tensor: Tensor, copy: Tensor) -> bool:
@@ -108,16 +184,5 @@ def _same(tensor: Tensor, copy: Tensor) -> bool:
 
 
 def _bytes(tensor: Tensor) -> Tensor:
-    flat = tensor.detach().reshape(-1)
-    return torch.view_as_real(flat).reshape(-1) if flat.is_complex() else flat.view(torch.uint8)
-
-
-def _checksum(tensor: Tensor) -> list[int]:
-    """Return a checksum of a tensor's bytes that depends on their order."""
-    flat = _bytes(tensor)
-    aligned = flat.storage_offset() % 8 == 0 and flat.numel() % 8 == 0
-    if flat.dtype is torch.uint8 and aligned:
-        flat = flat.view(torch.int64)
-    places = torch.arange(1, CHUNK + 1, device=flat.device)
-    sums = [(piece * places[: len(piece)]).sum() for piece in flat.split(CHUNK)]
-    return list(torch.stack(sums).tolist()) if sums else []
+    flat = tensor.detach().resolve_conj().resolve_neg().reshape(-1)
+    return flat.view(torch.uint8)

@@ -19,12 +19,15 @@ class Holder:
     Args:
         name: what a warning calls it.
         value: the container.
+
+    Attributes:
+        own: whether it belongs to the object at the root itself, and not to one that hangs there.
     """
 
-    __slots__ = ("name", "value")
+    __slots__ = ("name", "own", "value")
 
     def __init__(self, name: str, value: Any) -> None:
-        self.name, self.value = name, value
+        self.name, self.value, self.own = name, value, False
 
     def views(self) -> tuple[Iterable[Any], ...]:
         """Return live views: as often as they are walked, they show what is held then."""
@@ -130,9 +133,9 @@ class Entries(Holder):
 
     def grown(self, copy: dict[Any, Any]) -> bool:
         """Return whether what a copy has is still there, in front of anything else."""
-        value = self.value
-        return len(value) >= len(copy) and all(
-            a is b and value[a] is copy[b] for a, b in zip(value, copy, strict=False)
+        held = self.copy()
+        return len(held) >= len(copy) and all(
+            a is b and held[a] is copy[b] for a, b in zip(held, copy, strict=False)
         )
 
     def cut(self, length: int) -> bool:
@@ -143,7 +146,7 @@ class Entries(Holder):
 
     def sample(self, length: int) -> list[Any]:
         """Return the first entries' keys and values, some of them."""
-        first = [key for key, _ in zip(self.value, range(SAMPLED), strict=False)]
+        first = list(itertools.islice(self.value, min(SAMPLED, length)))
         return [*first, *(self.value[key] for key in first)]
 
 
@@ -242,8 +245,9 @@ class Cell(Holder):
         else:
             del self.value.cell_contents
 
-    def __len__(self) -> int:
-        return len(self.copy())
+    def grown(self, copy: list[Any]) -> bool:
+        """Return whether the content is the same."""
+        return self.same(copy)
 
 
 def holder_of(name: str, value: Any) -> Holder:

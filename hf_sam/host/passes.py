@@ -65,6 +65,7 @@ class PassRunner:
         honours: whether the loss honours `num_items_in_batch`; None while it was not asked.
         which: the pass that runs; None outside of passes.
         weighting: how the losses of parts of a batch make up the loss of the whole.
+        asked: whether the Trainer class has asked which pass runs, in a pass.
     """
 
     def __init__(
@@ -82,8 +83,10 @@ class PassRunner:
         self._pass: Pass | None = None
         self.reentrant = False
         self.honours: bool | None = None
-        self.start()
+        self.asked = False
         self._inputs = Inputs()
+        self._layers_only = False
+        self.start()
 
     # -- which pass -----------------------------------------------------------------------------
 
@@ -208,8 +211,22 @@ class PassRunner:
 
     def _backward_drawn(self, model: nn.Module, batch: Batch, num_items: Any) -> Tensor:
         """Run a drawn example without dropout, and with the running statistics."""
+        with self._which("ascent", self._number):
+            try:
+                loss = self._backward_evaluating(model, batch, num_items)
+            except (AttributeError, KeyError, TypeError, ValueError):
+                if self._layers_only:
+                    raise
+                # Detectors have a loss in training mode only.
+                loss = self._backward_evaluating(model, batch, num_items, layers=True)
+                self._layers_only = True
+        return loss
+
+    def _backward_evaluating(
+        self, model: nn.Module, batch: Batch, num_items: Any, layers: bool = False
+    ) -> Tensor:
         trainer = self._trainer
-        with evaluating(model), self._which("ascent", self._number):
+        with evaluating(model, layers or self._layers_only):
             with trainer.compute_loss_context_manager():
                 loss: Any = self._loss(model, batch, Loan(batch.inputs).inputs, num_items)
             trainer.accelerator.backward(loss)
@@ -340,10 +357,16 @@ class PassRunner:
 
 
 @contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Have a model in evaluation mode; afterwards each of its modules is in the mode it was in."""
+def evaluating(model: nn.Module, layers_only: bool = False) -> Iterator[None]:
+    """Have a model in evaluation mode; afterwards each of its modules is in the mode it was in.
+
+    Args:
+        model: the model.
+        layers_only: leave modules that hold others in their mode.
+    """
     modes = [(module, module.training) for module in model.modules()]
-    model.eval()
+    for module, mode in modes:
+        module.training = mode and layers_only and any(module.children())
     try:
         yield
     finally:

@@ -8,10 +8,10 @@ import logging
 from collections.abc import Callable, Collection, Iterable
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..landscape import Restore
-from .contents import SMALL, Copies, Mark, is_plain, size_of
+from .contents import SMALL, Copies, Mark, Spill, is_plain, marks_of, size_of
 from .holders import Holder
 from .state import Found, Search, kind_of
 from .streams import position, remember_generators, same_position
@@ -21,8 +21,8 @@ logger = logging.getLogger(__name__)
 LONG = 1000
 """Entries up to which a container is looked into in every pass."""
 
-AT_FIRST = 64 << 20
-"""Bytes of large contents that are copied while it is unknown whether they move."""
+AT_FIRST = 1 << 30
+"""Bytes that are kept in a file while it is unknown whether they move."""
 
 
 class Records:
@@ -30,16 +30,19 @@ class Records:
 
     Trainers count tokens and collect metrics while they compute a loss; modules keep statistics,
     teachers, queues. Everything is remembered by identity and content and put back into the same
-    objects. What is large (1 MB, 1000 entries) costs too much for that in every pass: in the first
-    update it is found out whether it moves; from then on what does is copied and what does not is
-    watched, and a warning says once if it moves after all. A large container that only grows is cut
-    back.
+    objects. What is large (1 MB, 1000 entries) and weights without gradient cost too much for that
+    in every pass: in the first update it is found out, with a copy in a temporary file, whether
+    they move; from then on what does is copied and what does not is watched, and a warning says
+    once if it moves after all. A long container that only grows is cut back.
 
     Args:
         owner: the object.
         but: names of attributes to leave alone, such as the training data.
         search: what belongs to the state.
         trained: returns the tensors that return by themselves.
+        settled: only watch what is large from the start.
+        keeps: returns whether a later pass finds what the clean one left in the object's own
+            attributes and containers, where it otherwise starts over.
     """
 
     def __init__(
@@ -48,10 +51,12 @@ class Records:
         but: Collection[str] = (),
         search: Search | None = None,
         trained: Callable[[], Iterable[Tensor]] = tuple,
+        settled: bool = False,
+        keeps: Callable[[], bool] = lambda: False,
     ) -> None:
         self._attributes, self._but = vars(owner), frozenset(but)
-        self._search, self._trained = search or Search(), trained
-        self._settled = False
+        self._search, self._trained, self._keeps = search or Search(), trained, keeps
+        self._settled = settled
         self._moving: set[str] = set()
         self._warned: set[str] = set()
         self._plan: Plan | None = None
@@ -64,9 +69,10 @@ class Records:
         def restore() -> None:
             if not self._settled:
                 self._learn(snapshot)
-            if snapshot is self._latest:  # nothing but the pass that now ends has come between
+            ends = snapshot is self._latest  # else a later pass begins
+            if ends:
                 self._warn_streams(snapshot.streams_that_moved())
-            self._warn(snapshot.put_back())
+            self._warn(snapshot.put_back(own=ends or not self._keeps()))
 
         return restore
 
@@ -102,21 +108,24 @@ class Records:
                 self._warned.add(name)
                 logger.warning(
                     f"A pass that is not the clean one has drawn from {name}, which cannot be put "
-                    "back, so the passes of an update see different data: draw while "
-                    "self.sam_pass.kind is 'clean', and keep what was drawn for the other passes."
+                    "back, so passes see different data: draw while self.sam_pass.kind is 'clean' "
+                    "and keep what was drawn in an attribute for the other passes (pass number 0 "
+                    "asks the loss before the first update)."
                 )
 
     def _current_plan(self) -> Plan:
         plan = self._plan
         if plan is None or not self._settled or not plan.is_current():
-            found = self._search(self._attributes, self._but, self._asleep)
+            found = self._search(self._attributes, self._but, self._asleep, self._grouped)
             found.trained.extend(self._trained())
-            self._plan = plan = Plan(found, self._moving, at_first=not self._settled)
+            self._plan = plan = Plan(found, self._moving, 0 if self._settled else AT_FIRST)
         return plan
 
+    def _grouped(self, holder: Holder) -> bool:
+        return len(holder.value) > LONG and holder.name not in self._moving
+
     def _asleep(self, holder: Holder) -> bool:
-        long = self._settled and len(holder.value) > LONG
-        return long and holder.name not in self._moving
+        return self._settled and self._grouped(holder)
 
 
 class Plan:
@@ -125,18 +134,18 @@ class Plan:
     Args:
         found: what was found.
         moving: names of what is to be copied though it is large.
-        at_first: copy large contents, too, as far as there is room.
+        room: bytes of what is not known to move that may be kept in a file.
     """
 
-    def __init__(self, found: Found, moving: set[str], at_first: bool) -> None:
-        self.found, self.at_first = found, at_first
+    def __init__(self, found: Found, moving: set[str], room: int) -> None:
+        self.found = found
         self._views = [view for holder in found.holders for view in holder.views()]
         self.held = [holder.copy() for holder in found.holders]
         self.identities = self.identities_now()
         own = {_storage(t) for t in found.trained}
         contents = [(n, c) for n, c in found.contents if _storage(c) not in own]
         self.names = {id(c): n for n, c in contents}
-        self.copied, self.watched = _sort(contents, moving, AT_FIRST if at_first else 0)
+        self.copied, self.spilled, self.watched = _sort(contents, moving, room)
         self._places = self._places_now()
 
     def identities_now(self) -> list[int]:
@@ -159,10 +168,10 @@ class Plan:
         return True
 
     def _tensors(self) -> list[Tensor]:
-        return [c for c in self.copied if isinstance(c, Tensor)]
+        return [c for c in self.copied + self.watched if isinstance(c, Tensor)]
 
     def _places_now(self) -> list[int]:
-        return [t.data_ptr() for t in self._tensors()]
+        return [t.data_ptr() for t in self._tensors() if is_plain(t)]
 
 
 class Snapshot:
@@ -171,8 +180,9 @@ class Snapshot:
     def __init__(self, plan: Plan) -> None:
         self._plan = plan
         self._held, self._identities = plan.held, plan.identities
-        self._copies = Copies(plan.copied)
-        self._marks = [(plan.names[id(c)], Mark(c, plan.at_first)) for c in plan.watched]
+        self._copies, self._spill = Copies(plan.copied), Spill(plan.spilled)
+        self._marks = [(plan.names[id(c)], Mark(c)) for c in plan.watched]
+        self._groups = [(name, g, marks_of(g)) for name, g in plan.found.grouped.items()]
         self._lengths = [Length(holder) for holder in plan.found.watched]
         self._generators = remember_generators(plan.found.generators)
         self._positions = [(name, one, position(one)) for name, one in plan.found.streams]
@@ -182,24 +192,32 @@ class Snapshot:
         pairs = ((name, position(one), before) for name, one, before in self._positions)
         return [name for name, now, before in pairs if not same_position(now, before)]
 
-    def put_back(self) -> list[str]:
-        """Make everything what it was; return the names of what cannot be."""
+    def put_back(self, own: bool) -> list[str]:
+        """Make everything what it was; return the names of what cannot be.
+
+        Args:
+            own: with the attributes and containers of the owner itself.
+        """
         if self._plan.identities_now() != self._identities:
             for holder, copy in zip(self._plan.found.holders, self._held, strict=True):
-                if not holder.same(copy):
+                if (own or not holder.own) and not holder.same(copy):
                     holder.put_back(copy)
         self._copies.put_back()
+        self._spill.put_back()
         self._generators()
-        lost = [name for name, mark in self._marks if mark.moved()]
+        lost = self._groups_that_moved()
+        lost += [name for name, mark in self._marks if mark.moved()]
         return lost + [length.name for length in self._lengths if not length.put_back()]
+
+    def _groups_that_moved(self) -> list[str]:
+        return [name for name, group, marks in self._groups if marks_of(group) != marks]
 
     def large_that_moved(self) -> set[str]:
         """Return the names of large things that are not what they were, or hold such things."""
         plan = self._plan
         pairs = list(zip(plan.found.holders, self._held, strict=True))
-        moved = {plan.names[i] for i in self._copies.moved()}
-        moved |= {holder.name for holder, copy in pairs if not holder.grown(copy)}
-        large = {plan.names[id(c)] for c in plan.copied if size_of(c) > SMALL} & moved
+        moved = {holder.name for holder, copy in pairs if not holder.grown(copy)}
+        large = {plan.names[i] for i in self._spill.moved()} | set(self._groups_that_moved())
         for holder, copy in pairs:
             inside = f"{holder.name}["
             if len(copy) > LONG and any(n == holder.name or n.startswith(inside) for n in moved):
@@ -231,18 +249,22 @@ class Length:
 
 def _sort(
     contents: list[tuple[str, Any]], moving: set[str], room: int
-) -> tuple[list[Any], list[Any]]:
-    """Return the contents to copy, and those to watch, the smallest first."""
-    copied, watched = [], []
+) -> tuple[list[Any], list[Any], list[Any]]:
+    """Return the contents to copy, those to keep in a file, and those to watch."""
+    copied, spilled, watched = [], [], []
     for name, content in sorted(contents, key=lambda pair: size_of(pair[1])):
-        size = size_of(content)
-        large = size > SMALL and name not in moving
-        if not is_plain(content) or (large and size > room):
+        holds_objects = not isinstance(content, Tensor) and content.dtype == object
+        costly = size_of(content) > SMALL or isinstance(content, nn.Parameter)
+        if not is_plain(content):
             watched.append(content)
-            continue
-        room -= size if large else 0
-        copied.append(content)
-    return copied, watched
+        elif not costly or holds_objects or name in moving:
+            copied.append(content)
+        elif size_of(content) <= room:
+            room -= size_of(content)
+            spilled.append(content)
+        else:
+            watched.append(content)
+    return copied, spilled, watched
 
 
 def _storage(content: Any) -> Any:

@@ -7,6 +7,7 @@ import enum
 import functools
 import itertools
 import random
+import re
 import sys
 import types
 from collections import deque
@@ -87,6 +88,7 @@ class Found:
     Attributes:
         holders: containers, and the attributes of objects.
         contents: tensors and arrays, with their names.
+        grouped: those inside long containers, by the container's name.
         generators: random generators.
         streams: iterators, with their names.
         watched: large containers that are not looked into.
@@ -95,6 +97,7 @@ class Found:
 
     holders: list[Holder] = field(default_factory=list)
     contents: list[tuple[str, Any]] = field(default_factory=list)
+    grouped: dict[str, list[Any]] = field(default_factory=dict)
     generators: list[Any] = field(default_factory=list)
     streams: list[tuple[str, Any]] = field(default_factory=list)
     watched: list[Holder] = field(default_factory=list)
@@ -123,6 +126,7 @@ class Search:
         roots: Mapping[str, Any],
         but: frozenset[str] = frozenset(),
         asleep: Callable[[Holder], bool] = lambda _: False,
+        grouped: Callable[[Holder], bool] = lambda _: False,
     ) -> Found:
         """Return all that is reached from an object's attributes.
 
@@ -130,9 +134,11 @@ class Search:
             roots: the attributes.
             but: names of attributes to leave alone.
             asleep: whether a container is only watched, and not looked into.
+            grouped: whether the contents of a container belong together.
         """
-        walk = _Walk(self, asleep)
+        walk = _Walk(self, asleep, grouped)
         attributes = Entries("", roots, but)  # type: ignore[arg-type]
+        attributes.own = True
         walk.found.holders.append(attributes)
         walk.go((name, value) for name, value in attributes.copy().items())
         return walk.found
@@ -141,15 +147,30 @@ class Search:
 class _Walk:
     """One walk over everything, each object once."""
 
-    def __init__(self, search: Search, asleep: Callable[[Holder], bool]) -> None:
-        self._search, self._asleep = search, asleep
+    def __init__(
+        self,
+        search: Search,
+        asleep: Callable[[Holder], bool],
+        grouped: Callable[[Holder], bool],
+    ) -> None:
+        self._search, self._asleep, self._grouped = search, asleep, grouped
         self._seen: dict[int, Any] = {}
         self._next: deque[tuple[str, Any]] = deque()
+        self._groups: list[Holder] = []
+        self._group: list[Any] | None = None  # of the container that is looked into
         self.found = Found()
 
     def go(self, values: Iterable[tuple[str, Any]]) -> None:
-        """Look at values, and at all that they hold."""
+        """Look at values, and at all that they hold; last at long containers, one by one."""
         self._next.extend(values)
+        self._empty()
+        while self._groups:
+            holder = self._groups.pop()
+            self._group = self.found.grouped.setdefault(holder.name, [])
+            self._inside(holder)
+            self._empty()
+
+    def _empty(self) -> None:
         while self._next:
             name, value = self._next.popleft()
             kind = kind_of(value)
@@ -161,11 +182,17 @@ class _Walk:
         if value.requires_grad:
             self.found.trained.append(value)
         else:
+            self._content(name, value)
+
+    def _content(self, name: str, value: Any) -> None:
+        if self._group is None:
             self.found.contents.append((name, value))
+        else:
+            self._group.append(value)
 
     def _array(self, name: str, value: Any) -> None:
         if value.flags.writeable:
-            self.found.contents.append((name, value))
+            self._content(name, value)
         if value.dtype == object and value.size < 1000:
             self._next.extend((f"{name}[{i}]", one) for i, one in enumerate(value.flat))
 
@@ -176,12 +203,22 @@ class _Walk:
     def _stream(self, name: str, value: Any) -> None:
         self.found.streams.append((name, value))
 
-    def _dict(self, name: str, value: dict[Any, Any]) -> None:
-        if self._holds(holder_of(name, value)):
-            self._next.extend((f"{name}[{_short(key)}]", one) for key, one in value.items())
+    def _dict(self, name: str, value: Any) -> None:
+        holder = holder_of(name, value)
+        holder.own = "." not in re.sub(r"\['[^']*'\]", "", name)
+        if self._holds(holder):
+            if self._group is None and self._grouped(holder):
+                self._groups.append(holder)
+            else:
+                self._inside(holder)
 
-    def _container(self, name: str, value: Any) -> None:
-        if self._holds(holder_of(name, value)):
+    _container = _dict
+
+    def _inside(self, holder: Holder) -> None:
+        name, value = holder.name, holder.value
+        if isinstance(value, dict):
+            self._next.extend((f"{name}[{_short(key)}]", one) for key, one in value.items())
+        else:
             self._tuple(name, value)
 
     def _holds(self, holder: Holder) -> bool:

@@ -6,14 +6,16 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import DataCollatorWithFlattening, Trainer
 
-from ..landscape import Data
+from ..landscape import Data, Replay
 from ..landscape.data import examples, take, wide
+from .records import Records
 from .weighting import Weighting
 
 
@@ -168,8 +170,13 @@ def check_drawable(loader: Any, method: str) -> None:
     """Refuse to draw training examples where there is nothing to draw from.
 
     Raises:
-        ValueError: the training data has no length.
+        ValueError: the training data has no length, or its items are whole batches.
     """
+    if getattr(loader, "batch_sampler", loader) is None and hasattr(loader.dataset, "__len__"):
+        raise ValueError(
+            f"{method} draws training examples, and a DataLoader with batch_size=None holds whole "
+            "batches: give a dataset of examples, or use another method, such as sam='ssam_d'"
+        )
     if not hasattr(getattr(loader, "dataset", None), "__len__"):
         raise ValueError(
             f"{method} draws training examples, and an iterable dataset cannot be drawn from: give "
@@ -184,5 +191,9 @@ def draw(trainer: Any, n: int, generator: torch.Generator) -> list[Batch]:
     loader = trainer.callback_handler.train_dataloader
     data = loader.dataset
     chosen = torch.randint(len(data), (n,), generator=generator).tolist()
-    batches = [loader.collate_fn([data[i]]) for i in trainer._engine.mine(chosen)]
+    makers = (SimpleNamespace(collate=loader.collate_fn), trainer.data_collator, data)
+    # Their own generators and counters serve the updates' batches.
+    stores = [Records(maker, settled=True) for maker in makers if hasattr(maker, "__dict__")]
+    with Replay(stores).no_trace():
+        batches = [loader.collate_fn([data[i]]) for i in trainer._engine.mine(chosen)]
     return [Batch(trainer._prepare_inputs(copy.copy(b)), whole=False, drawn=True) for b in batches]
