@@ -173,6 +173,8 @@ class Measuring:
             for weighting, (distance, spread) in off.items()
             if abs(distance) <= self._tolerance * abs(whole) + 4 * spread
         ]
+        # Of several that cannot be told apart for sure, a clearly closer one comes first.
+        fitting.sort(key=lambda one: abs(off[one][0]) // (self._tolerance / 10 * abs(whole) or 1))
         distance, spread = off[(fitting or self._possible)[0]]
         ratio = f"{(whole + distance) / whole:.4f} of it" if whole else f"{distance:.4g} off"
         believed = WORDS[(fitting or self._possible)[0].by]
