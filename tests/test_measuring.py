@@ -24,7 +24,7 @@ from transformers import (
     set_seed,
 )
 
-from hf_sam.host.measuring import WithoutDropout
+from hf_sam.host.asking import WithoutDropout
 from hf_sam.host.weighting import Weighting, candidates
 from tests.toys import bert, llama, logged, make_trainer, weights
 
