@@ -24,8 +24,10 @@ from transformers import (
     set_seed,
 )
 
-from hf_sam.host.measuring import WithoutDropout
+from hf_sam.host.asking import WithoutDropout
 from hf_sam.host.weighting import Weighting, candidates
+from hf_sam.host.window import Batch, TrainerOps
+from hf_sam.landscape import Data
 from tests.toys import bert, llama, logged, make_trainer, weights
 
 B, T, C = 6, 5, 3
@@ -535,6 +537,26 @@ def test_the_rule_of_a_sum_and_of_a_mean() -> None:
     assert float(Weighting("examples", summed=True).loss_of(batch, losses)) == 9.0
     assert Weighting("examples", summed=True).scale(2, 6) == 3.0
     assert Weighting("labels").scale(2, 6) == 1.0
+
+
+def test_a_sum_counts_in_full_and_stands_for_the_whole_when_scaled() -> None:
+    """Groups of three of six have half the share and the weight of a sum; halves are scaled."""
+    ops = TrainerOps(Weighting("examples", summed=True))
+    data = Data([Batch({"x": torch.ones(6, 2)})], [1.0], ops)
+    assert [group.weights for group in data.groups(2)] == [[1.0], [1.0]]
+    assert [group.shares for group in data.groups(2)] == [[0.5], [0.5]]
+    assert data.beginnings(0.5).weights == [2.0]
+    first = data.groups(2)[0].over(0.5)
+    assert first.weights == [2.0] and first.beginnings(0.3).weights == [6.0]
+    assert float(data.loss_of([torch.ones(6)])) == 6.0
+
+
+def test_a_beginning_has_an_example_that_counts() -> None:
+    labels = torch.tensor([-100, -100, 1, 0, 1, 1])
+    data = Data([Batch({"labels": labels})], [1.0], TrainerOps(Weighting("labels")))
+    cut = data.beginnings(0.1)
+    assert cut.batches[0].inputs["labels"].tolist() == [-100, -100, 1]
+    assert float(cut.share) == 1.0
 
 
 def test_labels_are_filled_in_only_where_there_are_none() -> None:

@@ -3,26 +3,19 @@
 
 from __future__ import annotations
 
-import logging
 import math
 import statistics
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
-from accelerate.utils import broadcast_object_list
 from torch import Tensor
-from torch.nn import functional
-from torch.overrides import TorchFunctionMode
-from transformers import set_seed
 
+from .asking import Asking
 from .losses import GIVE
 from .weighting import WORDS, Weighting, candidates
-from .window import Batch, TrainerOps, Window
-
-logger = logging.getLogger(__name__)
+from .window import Batch, Window
 
 LOOKS = 16
 """Batches that are asked about at most, where the first ones leave more than one answer."""
@@ -66,8 +59,8 @@ class Measuring:
         self._compares = compares
         self._looks = 0
         self._possible: list[Weighting] = []
-        self._ops = TrainerOps(Weighting(), getattr(trainer, "take", None))
-        self._replay = trainer._new_replay(random=True)
+        self._asking = Asking(trainer, passes)
+        self._ops = self._asking.ops
         kinds = {p.dtype for p in trainer.model.parameters()}
         narrow = trainer.accelerator.mixed_precision != "no" or kinds & {
             torch.float16,
@@ -83,15 +76,15 @@ class Measuring:
         if not self._looks:
             self._begin(batch, window.num_items)
         telling = [one for one in window.batches if self._tells(one)]
-        if not self._agreed(len(telling)) and self._looks:
+        if not self._asking.agreed(len(telling)) and self._looks:
             return
         self._passes.weighting = self._possible[0]
-        if self._agreed(self._ops.size(batch)) > 1:
+        if self._asking.agreed(self._ops.size(batch)) > 1:
             self._measure(telling[0] if telling else batch, window.num_items)
 
     def _begin(self, batch: Batch, num_items: Any) -> None:
         trainer = self._trainer
-        self._possible = self._agreed(
+        self._possible = self._asking.agreed(
             candidates(
                 batch.inputs,
                 counted=num_items is not None,
@@ -120,13 +113,13 @@ class Measuring:
         """Choose the weighting that reproduces the loss of a batch of two examples or more."""
 
         def ask(index: slice | None, seed: int | None = None) -> float:
-            return self._ask(batch, index, num_items, seed)
+            return self._asking.loss(batch, index, num_items, seed)
 
         whole = ask(None)
         if not math.isfinite(whole):
             return
-        random = not self._near(ask(None, seed=1), whole, self._tolerance / 10)
-        if random and not self._near(again := ask(None), whole, self._tolerance / 10):
+        random = not near(ask(None, seed=1), whole, self._tolerance / 10)
+        if random and not near(again := ask(None), whole, self._tolerance / 10):
             self._say(
                 f"moved by itself from {whole:.4g} to {again:.4g} while it was asked for one and "
                 f"the same batch, so how its parts make it up cannot be measured. It is taken for "
@@ -134,13 +127,18 @@ class Measuring:
             )
             self._settle([self._possible[0]])
             return
-        size = self._agreed(self._ops.size(batch))
+        size = self._asking.agreed(self._ops.size(batch))
         known = self._passes.weighting.smallest
         smallest = known if self._looks else self._smallest(batch, whole, ask)
         if 2 * smallest > size:
+            if smallest < size:
+                self._say(
+                    f"says nothing about fewer than {smallest} of {size} examples, so how parts "
+                    f"make it up cannot be measured in such batches. {self._meaning()}"
+                )
             self._settle(self._possible, smallest)
             return
-        middle = self._agreed(self._split(batch, smallest))
+        middle = self._asking.agreed(self._split(batch, smallest))
         parts = [slice(0, middle), slice(middle, size)]
         draws = [
             (ask(None, seed), [ask(part, seed) for part in parts])
@@ -162,7 +160,7 @@ class Measuring:
             ]
             spread = statistics.stdev(found) / math.sqrt(len(found)) if len(found) > 1 else 0.0
             off[weighting] = statistics.fmean(found), spread
-        return self._agreed(Answer(statistics.fmean(whole for whole, _ in draws), off))
+        return self._asking.agreed(Answer(statistics.fmean(whole for whole, _ in draws), off))
 
     def _choose(self, answer: Answer, smallest: int, random: bool) -> None:
         whole, off = answer
@@ -171,6 +169,8 @@ class Measuring:
             for weighting, (distance, spread) in off.items()
             if abs(distance) <= self._tolerance * abs(whole) + 4 * spread
         ]
+        # Of several that cannot be told apart for sure, a clearly closer one comes first.
+        fitting.sort(key=lambda one: abs(off[one][0]) // (self._tolerance / 10 * abs(whole) or 1))
         distance, spread = off[(fitting or self._possible)[0]]
         ratio = f"{(whole + distance) / whole:.4f} of it" if whole else f"{distance:.4g} off"
         believed = WORDS[(fitting or self._possible)[0].by]
@@ -216,7 +216,7 @@ class Measuring:
 
     def _smallest(self, batch: Batch, whole: float, ask: Any) -> int:
         """Return the fewest examples whose loss says anything about them."""
-        size, heavy = self._agreed((
+        size, heavy = self._asking.agreed((
             self._ops.size(batch),
             self._possible[0].counts(batch.inputs, self._ops.size(batch)).tolist(),
         ))
@@ -233,7 +233,7 @@ class Measuring:
         first = next(losses)
         if not math.isfinite(first):
             return False
-        if any(self._near(one, whole, self._tolerance) for one in (first, parts * first)):
+        if any(near(one, whole, self._tolerance) for one in (first, parts * first)):
             return True  # equal examples, under a mean or a sum
         return any(math.isfinite(loss) and loss != first for loss in losses)
 
@@ -245,13 +245,13 @@ class Measuring:
         Raises:
             ValueError: both values, and that `per_example_loss_func` is wanted.
         """
-        with self._no_trace(None):
+        with self._asking.no_trace():
             loss, losses = self._passes.ask(batch, num_items, with_losses=True)
         size, whole = self._ops.size(batch), float(loss)
         if len(losses) == size:
             made = [float(w.loss_of(batch.inputs, losses)) for w in self._possible]
-            fits = any(self._near(one, whole, self._tolerance) for one in made)
-            if self._agreed(fits or not math.isfinite(whole)):
+            fits = any(near(one, whole, self._tolerance) for one in made)
+            if self._asking.agreed(fits or not math.isfinite(whole)):
                 return
             said = f"make a loss of {made[0]:.4g}, and the batch's loss is {whole:.4g}"
         else:
@@ -267,73 +267,10 @@ class Measuring:
             f"{type(self._trainer.model).__name__}, by its logits and labels, {said}: {GIVE}"
         )
 
-    # -- asking ---------------------------------------------------------------------------------
-
-    def _ask(self, batch: Batch, index: slice | None, num_items: Any, seed: int | None) -> float:
-        """Return the loss of a part, not a number where it has none; of all of the batch for None.
-
-        Args:
-            batch: the batch.
-            index: which of its examples.
-            num_items: not None if Trainer counts items for the loss.
-            seed: of other random numbers than those of now.
-        """
-        part = self._ops.take(batch, index)
-        try:
-            with self._no_trace(seed), WithoutDropout():
-                loss = float(self._passes.ask(part, num_items)[0])
-        except Exception:  # whatever a model says to a batch of one
-            if index is None:
-                raise
-            loss = math.nan
-        return self._agreed(loss)
-
-    @contextmanager
-    def _no_trace(self, seed: int | None) -> Iterator[None]:
-        """Surround a question, which nothing may remember."""
-        with self._replay.no_trace():
-            if seed is not None:
-                set_seed(seed)
-            yield
-
-    def _agreed(self, value: Any) -> Any:
-        """Return what the first process says."""
-        if self._trainer.accelerator.num_processes == 1:
-            return value
-        return broadcast_object_list([value])[0]
-
-    @staticmethod
-    def _near(one: float, other: float, tolerance: float) -> bool:
-        return abs(one - other) <= tolerance * abs(other)
-
     def _say(self, message: str) -> None:
         self._trainer._warn(f"The loss of {type(self._trainer.model).__name__} {message}")
 
 
-DROPOUTS = frozenset({
-    functional.dropout,
-    functional.dropout1d,
-    functional.dropout2d,
-    functional.dropout3d,
-    functional.alpha_dropout,
-    functional.feature_alpha_dropout,
-    torch.dropout,
-})
-
-
-class WithoutDropout(TorchFunctionMode):
-    """A context in which no dropout drops anything, whatever mode a model is in."""
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
-        """Call a function of torch; see the class."""
-        kwargs = kwargs or {}
-        if func in DROPOUTS:
-            return args[0] if args else kwargs["input"]
-        if func is functional.scaled_dot_product_attention:
-            if len(args) > 4:
-                args = (*args[:4], 0.0, *args[5:])
-            elif "dropout_p" in kwargs:
-                kwargs = {**kwargs, "dropout_p": 0.0}
-        return func(*args, **kwargs)
+def near(one: float, other: float, tolerance: float) -> bool:
+    """Whether a number is another one, but for a share of it."""
+    return abs(one - other) <= tolerance * abs(other)

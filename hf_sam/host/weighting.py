@@ -59,7 +59,7 @@ class Weighting:
         counted = self._counted(inputs)
         if counted is None or len(counted) % max(size, 1):
             return torch.ones(size, dtype=torch.float64)
-        return counted.cpu().view(size, -1).sum(1, dtype=torch.float64)
+        return counted.cpu().reshape(size, -1).sum(1, dtype=torch.float64)
 
     def scale(self, part: Any, whole: Any) -> Any:
         """Return the factor with which a part's loss stands for the whole's, from their counts."""
