@@ -133,10 +133,7 @@ class Vector(Sequence[Tensor | None]):
         """Add `scale * other` in place; entries that are missing here are copied from `other`."""
         self._norm = None
         if isinstance(scale, Tensor):
-            scratch = Scratch()
-            for group in sweep(self.tensors, other.tensors):
-                mine, theirs = group.pieces
-                torch._foreach_add_(mine, scratch("mul", theirs, number(scale, theirs[0])))
+            self._add_scaled_(other, scale)
         else:
             for places in by_kind(self.tensors, other.tensors):
                 torch._foreach_add_(_at(places, self), _at(places, other), alpha=scale)
@@ -144,6 +141,17 @@ class Vector(Sequence[Tensor | None]):
             if new is not None and self.tensors[i] is None:
                 self.tensors[i] = new * scale
         return self
+
+    def _add_scaled_(self, other: Vector, scale: Tensor) -> None:
+        # A CPU adds in one walk, which rounds once, so it does so whatever the policy.
+        cpu = [t is not None and t.device.type == "cpu" for t in self]
+        for mine, theirs, yes in zip(self, other, cpu, strict=True):
+            if yes and mine is not None and theirs is not None:
+                mine.addcmul_(theirs, scale.to(mine.device))
+        scratch = Scratch()
+        for group in sweep(self.on([not yes for yes in cpu]).tensors, other.tensors):
+            mine_, theirs_ = group.pieces
+            torch._foreach_add_(mine_, scratch("mul", theirs_, number(scale, theirs_[0])))
 
     # -- products -------------------------------------------------------------------------------
 

@@ -52,7 +52,7 @@ CASES = [
         passes=lambda step, total: 2 if step % 5 else 6,
         options={"fisher_samples": 4},
         extra_p=0.75,
-        mask_p=2.0,
+        mask_p=1.25,
         stateful=True,
     ),
     Case("ssam_d", passes=lambda step, total: 2, extra_p=0.75, mask_p=1.25, stateful=True),

@@ -138,8 +138,7 @@ class Perturbation:
             steps = group.pieces.pop()
             inside = Inside(group, [supports[i].count for i in group.places])
             self._saved.append((group, inside))
-            self._scale_(steps)
-            inside.step(steps)
+            inside.step(steps, self._scale_)
             del steps
             for i, start in zip(group.places, group.starts, strict=True):
                 sparse[i] = sparse[i] if start is not None else None

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -84,10 +84,11 @@ class Inside:
         self._count = -1 if min(counts) < 0 else sum(counts)
         self._saved: Tensor | None = None
 
-    def step(self, eps: list[Tensor]) -> None:
-        """Add `eps` to the weights inside."""
+    def step(self, eps: list[Tensor], scale_: Callable[[list[Tensor]], None]) -> None:
+        """Add `eps`, of which `scale_` makes a perturbation in place, to the weights inside."""
         weights, index = _Flat(self._group.pieces[0]), self._index()
         moved = _Flat(eps).tensor.index_select(0, index)
+        scale_([moved])
         self._saved = weights.tensor.index_select(0, index)
         weights.put(index, (moved + self._saved).to(self._saved.dtype))
 

@@ -155,26 +155,47 @@ class Ranges:
         return batch[index] if isinstance(index, slice) else [batch[i] for i in index.tolist()]
 
 
+class Aside(Replay):
+    """A replay of nothing, which tells a stage what belongs to no pass of the update."""
+
+    def __init__(self, stage: Stage) -> None:
+        super().__init__([])
+        self._stage = stage
+
+    @contextlib.contextmanager
+    def no_trace(self) -> Iterator[None]:
+        """Surround what leaves no trace."""
+        self._stage.aside = True
+        yield
+        self._stage.aside = False
+
+
 class Stage(Engine):
     """An engine that takes note of the first pass, and of the groups.
 
     Attributes:
-        seen: examples that backward passes have looked at in this update.
+        seen: examples that the last backward pass has looked at.
+        aside: whether a pass looks at other examples than the update's.
         groups: groups of examples in this update.
     """
 
     def __init__(self, notes: Notes, params: Sequence[Tensor], batches: int) -> None:
-        super().__init__(Replay([]))
+        super().__init__(Aside(self))
         self._notes, self._params, self._all = notes, params, batches * EXAMPLES
         self._first = True
         self.seen, self.groups = 0, 1
+        self.aside = False
 
     @contextlib.contextmanager
     def passes(
         self, params: Sequence[Tensor], only: Sequence[bool] | None = None
     ) -> Iterator[None]:
         """Surround a pass; the first one should look at all examples, at w."""
+        if self.aside:
+            yield
+            return
         first, self._first = self._first, False
+        self.seen = 0
         at_w = all(bool((p == 1).all()) for p in self._params)
         yield
         if first:

@@ -25,11 +25,11 @@ class SparseSAMFisher(FisherMask, SAM):
         there = gradient of L at w + eps
         u     = there
 
-    Cost: 2 passes; extra memory (1 - sparsity) P, as only what is perturbed needs a snapshot (1 P
-    when `unstructured` on CPU, where gathering single weights takes too long), and the mask (one
-    byte per weight: 0.25 P in float32; one per tensor under `structured`); at a renewal
-    `fisher_samples` passes of one example, and 2 P and the mask for a moment. No time is saved
-    without sparse kernels. State: the mask and the update of its last renewal.
+    Cost: 2 passes; extra memory (1 - sparsity) P, as only what is perturbed needs a snapshot, and
+    the mask (one byte per weight: 0.25 P in float32; one per tensor under `structured`); at a
+    renewal `fisher_samples` passes of one example, and 1 P and the mask for a moment, before the
+    update's own passes. No time is saved without sparse kernels. State: the mask and the update of
+    its last renewal.
 
     Defaults: rho = 0.05, sparsity = 0.5, 128 examples, renewal once per epoch; the authors' recipes
     use 16 to 1024.
@@ -54,8 +54,13 @@ class SparseSAMFisher(FisherMask, SAM):
 
     paper = "Mi et al., NeurIPS 2022, arXiv 2210.05177"
     passes = "2 + examples at a new mask"
-    memory = "0.5 structured, 0.75 n:m or on GPU, else 1.25; 2 at a new mask"
+    memory = "0.75, 0.5 structured; 1.25 at a new mask"
     use = "SAM with half the perturbed weights; less memory with pattern=structured"
+
+    def update(self, at: Landscape) -> Vector:
+        """Return SAM's update; a new mask is made before the gradient here takes up memory."""
+        self.renew_early(at)
+        return super().update(at)
 
     def perturbation(self, here: Vector, at: Landscape) -> Vector:
         """Return the masked perturbation: its norm, before the mask, is the full gradient's."""

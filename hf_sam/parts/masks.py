@@ -52,11 +52,15 @@ class Mask(Part):
     def masked_(self, v: Vector, at: Landscape) -> Vector:
         """Return v, in its storage, with zeros (None for whole tensors) where the mask is off."""
         mask = self.state.vector("mask")
-        if mask is None or self._due(at, v):
-            mask = Vector(self.renew(_filled(v, at), at, None if mask is None else list(mask)))
-            self.state.update(mask=mask, renewed=at.progress.step)
-            self.__dict__.pop("_looked", None)
-        return self._apply_(v, mask)
+        if mask is None or (self._due(at) and bool(torch.isfinite(v.norm()))):
+            self._renew(_filled(v, at), at)
+        return self._apply_(v)
+
+    def _renew(self, v: Vector, at: Landscape) -> None:
+        before = self.state.vector("mask")
+        mask = Vector(self.renew(v, at, None if before is None else list(before)))
+        self.state.update(mask=mask, renewed=at.progress.step)
+        self.__dict__.pop("_looked", None)
 
     def load_state_dict(self, state: dict[str, StateValue]) -> None:
         """Take over a saved mask."""
@@ -67,12 +71,12 @@ class Mask(Part):
         """Forget the mask: the weights to choose from are others now."""
         self.load_state_dict({})
 
-    def _due(self, at: Landscape, v: Vector) -> bool:
+    def _due(self, at: Landscape) -> bool:
         interval = self.update_interval or at.progress.per_epoch or at.progress.total
-        due = at.progress.step - self.state.number("renewed", 0) >= interval
-        return due and bool(torch.isfinite(v.norm()))
+        return at.progress.step - self.state.number("renewed", 0) >= interval
 
-    def _apply_(self, v: Vector, mask: Vector) -> Vector:
+    def _apply_(self, v: Vector) -> Vector:
+        mask: Sequence[Tensor | None] = self.state.vector("mask") or []
         if "_looked" not in self.__dict__:  # at the device, once per renewal
             whole = [m is None or m.ndim > 0 or bool(m) for m in mask]
             supports = Support.of([m if m is not None and m.ndim else None for m in mask])
@@ -126,6 +130,14 @@ class FisherMask(Mask):
                 f"pattern={self.pattern!r} keeps {n} of {m} weights, which is sparsity "
                 f"{1 - n / m:g}, but sparsity={self.sparsity:g}; give both alike"
             )
+
+    def renew_early(self, at: Landscape) -> None:
+        """Renew the mask if it is due, before a gradient takes up memory, which it does not need.
+
+        A gradient that is not finite does not keep it from that.
+        """
+        if self.state.vector("mask") is None or self._due(at):
+            self._renew(at.weights().on(_covered(at)), at)
 
     def renew(self, v: Vector, at: Landscape, before: Masks | None) -> Masks:
         """Return the mask of the largest Fisher scores."""
@@ -227,12 +239,16 @@ def _n_of_m(pattern: str) -> tuple[int, int]:
 
 def _filled(v: Vector, at: Landscape) -> Vector:
     """Return v with zeros where a parameter that may be perturbed has no entry."""
-    covered = [chosen and p.requires_grad for p, chosen in zip(at.params, at.where, strict=True)]
     tensors = (
         (torch.zeros_like(w) if t is None and w is not None and covers else t)
-        for t, w, covers in zip(v, at.weights(), covered, strict=True)
+        for t, w, covers in zip(v, at.weights(), _covered(at), strict=True)
     )
     return Vector(tensors, v.placement)
+
+
+def _covered(at: Landscape) -> list[bool]:
+    """Return which parameters a mask covers: those that may be perturbed."""
+    return [chosen and p.requires_grad for p, chosen in zip(at.params, at.where, strict=True)]
 
 
 def _random(v: Vector, at: Landscape) -> Scores:
