@@ -10,13 +10,13 @@ import pytest
 from transformers import TrainingArguments
 
 from glue_scripts.arguments import (
-    TASKS,
     Arguments,
     DataTrainingArguments,
-    InputError,
     ModelArguments,
     parse_arguments,
 )
+from glue_scripts.tasks import TASKS
+from shared_scripts.errors import InputError
 
 BASE = ["--model_name_or_path", "m", "--task_name", "mrpc"]
 Flags = Callable[..., list[str]]
@@ -64,6 +64,7 @@ FILE = {
     "eval_strategy": "epoch",
     "sam_where": ["no_norm", "no_embeddings"],
     "max_train_samples": None,
+    "lr_scheduler_type": "cosine_with_restarts",
     "lr_scheduler_kwargs": {"num_cycles": 2},
     "lora_target_modules": "query",
 }
@@ -93,6 +94,7 @@ eval_strategy: epoch
 save_strategy: no  # and this as false
 sam: none
 sam-where: [no_norm, no_embeddings]
+lr_scheduler_type: cosine_with_restarts
 lr_scheduler_kwargs: {num_cycles: 2}
 lora_target_modules: query
 """

@@ -13,8 +13,8 @@ import torch
 from datasets import Dataset
 from transformers import AutoModelForSequenceClassification
 
-from glue_scripts.arguments import InputError
 from glue_scripts.run_glue import main
+from shared_scripts.errors import InputError
 from tests.glue.conftest import build_tokenizer, pairs
 
 SCRIPT = Path(__file__).parents[2] / "glue_scripts" / "run_glue.py"
@@ -267,7 +267,7 @@ def test_under_accelerate_launch(flags: Flags, glue_dir: Path, results: Results)
 @pytest.mark.slow
 def test_an_error_on_the_command_line_is_one_line(flags: Flags) -> None:
     done = run_script(str(SCRIPT), *flags("--do_train", task_name="mprc"))
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert done.stderr.startswith("run_glue.py: error: --task_name mprc: unknown task")
     assert len(done.stderr.splitlines()) == 1
 

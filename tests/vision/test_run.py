@@ -96,7 +96,7 @@ def test_a_truncated_image_stops_before_training(flags: Flags, tmp_path: Path) -
         main(flags("--do_train", train_file=path))
 
 
-def test_errors_are_one_line(flags: Flags) -> None:
+def test_errors_are_one_line(flags: Flags, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(InputError, match="--do_predict: this script has only --do_train --do_eval"):
         main(flags("--do_train", "--do_predict"))
     with pytest.raises(InputError, match="--sam_where='nrom' matches no .*did you mean 'norm'"):
@@ -104,8 +104,9 @@ def test_errors_are_one_line(flags: Flags) -> None:
     with pytest.raises(InputError, match="--cutout 8: leaves nothing of images of 8 x 8"):
         main(flags("--do_train", cutout=8))
     patches = flags("--do_train", config_name="vit", config_overrides="patch_size=3")
-    with pytest.raises(SystemExit, match="^script.py: error: images of 8 x 8 pixels do not fit"):
+    with pytest.raises(SystemExit, match="2"):
         command_line(lambda: main(patches), "script.py")
+    assert capsys.readouterr().err.startswith("script.py: error: images of 8 x 8 pixels do not fit")
 
 
 @pytest.mark.slow
@@ -113,6 +114,6 @@ def test_the_file_runs_from_anywhere(tmp_path: Path) -> None:
     command = [sys.executable, str(SCRIPT), "--config_name=vit"]
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
     last = done.stderr.strip().splitlines()[-1]
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert last.startswith("run_image_classification.py: error: no data: give --train_dir")
     assert "Traceback" not in done.stderr
