@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow.compute as pc
 import torch
-from torch import nn
 
 from shared_scripts.errors import InputError, one_line, shown
 
@@ -55,13 +54,12 @@ def positions(model: PreTrainedModel) -> int | None:
     said = getattr(_base(model).config, "max_position_embeddings", None)
     if not isinstance(said, int) or said <= 0:
         return None
-    tables = [
-        module
-        for name, module in model.named_modules()
-        if name.endswith("position_embeddings") and isinstance(module, nn.Embedding)
-    ]
     offsets = [
-        t.padding_idx + 1 for t in tables if t.padding_idx is not None and t.num_embeddings == said
+        module.padding_idx + 1
+        for name, module in model.named_modules()
+        if name.endswith("position_embeddings")
+        and getattr(module, "padding_idx", None) is not None
+        and len(module.weight) == said  # a larger table has room for the padding beside them
     ]
     return said - max(offsets, default=0)
 

@@ -240,7 +240,8 @@ def _several(value: Any, encode: Callable[[Any], int | None], task: Task) -> lis
 def label_range(task: Task) -> str:
     """Say which labels a task has, for an error."""
     if task.is_regression:
-        return "the range {} to {}".format(*task.bounds)
+        bounded = all(math.isfinite(bound) for bound in task.bounds)
+        return "the range {} to {}".format(*task.bounds) if bounded else "the finite numbers"
     if task.name is None:
         return f"the labels of this task: {_some(task.labels)}"
     pairs = ", ".join(f"{index} ({label})" for index, label in enumerate(task.labels))
