@@ -237,11 +237,14 @@ def _check_labels(part: Part, task: Task) -> None:
         if encode(value) is None:
             raise InputError(
                 f"{part.source}: row {row}: label {shown(value)} is outside "
-                f"{label_rules.label_range(task)}{_hint(value, task)}"
+                f"{label_rules.label_range(task)}{_hint(value, task, part)}"
             )
 
 
-def _hint(value: Any, task: Task) -> str:
+def _hint(value: Any, task: Task, part: Part) -> str:
+    names = getattr(part.data.features["label"], "names", None)
+    if names is not None and value in range(len(names)):
+        return f" (the file declares it as {shown(names[value])})"
     if value == label_rules.UNLABELLED:
         return " (-1 marks the rows of a test set without labels)"
     if label_rules.is_missing(value):

@@ -194,15 +194,15 @@ def label_encoder(part: Part, task: Task) -> Callable[[Any], Target]:
         return partial(_number, bounds=task.bounds)
     feature = part.data.features["label"]
     names = getattr(getattr(feature, "feature", feature), "names", None)
-    one = _of_class_label(names, task) if names is not None else None
-    encode = one or partial(_class_id, task=task)
+    encode: Callable[[Any], int | None] = partial(_class_id, task=task)
+    if names is not None:
+        encode = _of_class_label(names, task)
     return partial(_several, encode=encode, task=task) if task.is_multi_label else encode
 
 
-def _of_class_label(names: Sequence[str], task: Task) -> Callable[[Any], int | None] | None:
-    ids = match(task.labels, names)
-    if ids is None:
-        return None
+def _of_class_label(names: Sequence[str], task: Task) -> Callable[[Any], int | None]:
+    """Return the function from an id in a column that declares its classes, by their names."""
+    ids = match(task.labels, names) or [_class_id(name, task) for name in names]
     return lambda value: ids[value] if value in range(len(ids)) else None
 
 

@@ -27,7 +27,7 @@ class Planned:
     """One run of several.
 
     Attributes:
-        task: of GLUE, or an empty text for the user's own data.
+        task: of GLUE, or "custom" for the user's own data.
         seed: of this run.
         words: the command line that does it alone.
     """
@@ -44,7 +44,8 @@ def plan(words: Sequence[str], parsed: Arguments) -> list[Planned]:
         InputError: a task has no data, or they cannot all resume from the same checkpoint.
     """
     _, data_args, args = parsed
-    tasks, seeds = data_args.tasks, data_args.seeds or [args.seed]
+    tasks: list[str] = data_args.tasks
+    seeds = data_args.seeds or [args.seed]
     if len(tasks) <= 1 and len(seeds) <= 1:
         return []
     if len(set(seeds)) < len(seeds):
@@ -56,22 +57,17 @@ def plan(words: Sequence[str], parsed: Arguments) -> list[Planned]:
             "cannot go on from one checkpoint; resume the one that stopped, alone"
         )
     _check_folders(data_args)
-    return [
-        Planned(task, seed, _words(words, args, task, seed, len(tasks) > 1, len(seeds) > 1))
-        for task in tasks or [""]
-        for seed in seeds
-    ]
-
-
-def _words(
-    words: Sequence[str], args: SAMTrainingArguments, task: str, seed: int, tasks: bool, seeds: bool
-) -> list[str]:
-    """Add what is this run's own; the last of several equal flags counts."""
-    folder = Path(str(args.output_dir))
-    folder = folder / task if tasks else folder
-    folder = folder / f"seed-{seed}" if seeds else folder
-    own = ["--output_dir", str(folder), "--seeds", str(seed)]
-    return [*words, *(["--task_name", task] if task else []), *own]
+    planned = []
+    for task in tasks or [None]:
+        for seed in seeds:
+            folder = Path(str(args.output_dir))
+            folder = folder / str(task) if len(tasks) > 1 else folder
+            folder = folder / f"seed-{seed}" if len(seeds) > 1 else folder
+            own = ["--output_dir", str(folder), "--seeds", str(seed)]
+            named = ["--task_name", task] if task is not None else []
+            # The last of several equal flags counts.
+            planned.append(Planned(task or "custom", seed, [*words, *named, *own]))
+    return planned
 
 
 def _check_folders(args: DataTrainingArguments) -> None:
@@ -128,7 +124,7 @@ def _log(summary: dict[str, dict[str, dict[str, Any]]], seeds: int) -> None:
             if name.startswith(("eval_", "predict_")) and not name.endswith(("_second", "runtime")):
                 logger.warning(
                     "%s %s: %.4f ± %.4f over %d seeds",
-                    task or "own data",
+                    task,
                     name,
                     spread["mean"],
                     spread["sd"],

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from torch.nn import Linear
@@ -22,6 +23,7 @@ from glue_scripts.labels import HEAD, has_head, head_names
 from glue_scripts.tasks import Task
 from hf_sam.parts.base import nearest
 from shared_scripts.errors import InputError, one_line
+from shared_scripts.files import read_json
 
 logger = logging.getLogger(__name__)
 
@@ -80,18 +82,37 @@ def load_model(
         config.label2id = dict(zip(task.labels, order, strict=True))
         config.id2label = {index: label for label, index in config.label2id.items()}
     _set_padding(config, tokenizer)
+    trained = adapters_of(args.model_name_or_path)
+    base = args.model_name_or_path if trained is None else trained["base_model_name_or_path"]
     try:
         model = AutoModelForSequenceClassification.from_pretrained(
-            args.model_name_or_path,
+            base,
             config=config,
             ignore_mismatched_sizes=args.ignore_mismatched_sizes,
             **args.download_options,
         )
+        if trained is not None:
+            require_peft()
+            return _with_trained_adapters(model, args.model_name_or_path)
+    except InputError:
+        raise
     except Exception as error:  # foreign files: anything can be raised while they are read
         raise InputError(
             f"--model_name_or_path {args.model_name_or_path}: {_reason(error, before, task)}"
         ) from error
     return _add_adapters(model, args) if args.use_peft else model
+
+
+def adapters_of(name: str) -> dict[str, Any] | None:
+    """Return the description of the adapters that a folder holds instead of a whole model."""
+    path = Path(name) / "adapter_config.json"
+    return read_json(path) if path.is_file() else None
+
+
+def _with_trained_adapters(model: PreTrainedModel, folder: str) -> Any:
+    from peft import PeftModel
+
+    return PeftModel.from_pretrained(model, folder, is_trainable=True)
 
 
 def _reason(error: Exception, before: tuple[str, ...], task: Task) -> str:

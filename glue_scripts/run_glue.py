@@ -89,6 +89,7 @@ def run_one(arguments: Arguments, words: Sequence[str]) -> dict[str, Any]:
     metrics: dict[str, Any] = {}
     if args.do_train:
         metrics |= running.train(run)
+        _save_config(run)
     if args.do_eval:
         metrics |= running.evaluate(run)
     if args.do_predict:
@@ -143,6 +144,13 @@ def prepare(
         task=data.task,
         test=sets.get("test", {}),
     )
+
+
+def _save_config(run: Run) -> None:
+    """Write the configuration beside adapters, which hold no names of classes."""
+    model = run.trainer.model
+    if hasattr(model, "get_base_model") and run.trainer.is_world_process_zero():
+        model.get_base_model().config.save_pretrained(run.trainer.args.output_dir)
 
 
 def _tokenize(

@@ -242,3 +242,14 @@ def test_a_head_of_another_kind(tmp_path: Path) -> None:
         load(head(["x", "y"]), "validation", validation_file=path, problem_type=REGRESSION)
     with pytest.raises(InputError, match="gives 2 scores per text"):
         load(head(["a", "b"], problem_type=REGRESSION), "validation", validation_file=path)
+
+
+def test_a_file_that_declares_other_classes(tmp_path: Path) -> None:
+    train = declared(tmp_path / "t.parquet", [0, 1, 2], ["x", "y", "z"])
+    fewer = declared(tmp_path / "v.parquet", [0, 1], ["z", "x"])
+    data = load(None, "train", "validation", train_file=train, validation_file=fewer)
+    encode = label_encoder(data.parts["validation"]["custom"], data.task)
+    assert [encode(value) for value in (0, 1)] == [2, 0]
+    other = declared(tmp_path / "w.parquet", [0, 1], ["x", "w"])
+    with pytest.raises(InputError, match=r"w.parquet: row 2: label 1 .*declares it as 'w'"):
+        load(None, "train", "validation", train_file=train, validation_file=other)

@@ -96,8 +96,7 @@ def test_several_seeds_give_mean_and_spread(flags: Flags, glue_dir: Path, tmp_pa
     single = [json.loads((out / f"seed-{n}" / "eval_results.json").read_text()) for n in (1, 2)]
     losses = [one["eval_loss"] for one in single]
     assert losses[0] != losses[1]
-    found = summary["tasks"][""]["eval_loss"] if "" in summary["tasks"] else None
-    found = found or summary["tasks"]["mrpc"]["eval_loss"]
+    found = summary["tasks"]["mrpc"]["eval_loss"]
     assert found["values"] == losses
     assert found["mean"] == pytest.approx(sum(losses) / 2) == metrics["eval_loss"]
     assert found["sd"] == pytest.approx(abs(losses[0] - losses[1]) / 2**0.5)

@@ -172,6 +172,12 @@ def test_lora_trains_adapters_only(
     assert (saved.r, saved.lora_alpha, saved.lora_dropout) == (2, 4, 0.1)
     assert set(saved.target_modules) == {"query", "value"}
     assert not (tmp_path / "out" / "model.safetensors").exists()
+    before = json.loads((tmp_path / "out" / "eval_results.json").read_text())
+    again = {"model_name_or_path": tmp_path / "out", "output_dir": tmp_path / "again"}
+    after = main(flags("--do_eval", task_name="mrpc", data_dir=glue_dir, **again))
+    assert after["eval_loss"] == pytest.approx(before["eval_loss"], abs=1e-6)
+    main(flags("--do_train", "--use_peft", task_name="mrpc", data_dir=glue_dir, **again))
+    assert peft.LoraConfig.from_pretrained(tmp_path / "again").r == 2
 
 
 def test_the_model_card_names_task_and_result(flags: Flags, glue_dir: Path, tmp_path: Path) -> None:
