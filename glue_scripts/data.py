@@ -125,6 +125,8 @@ def _learned(
             f"{part.source}: row 1: label {shown(value)} is {'' if found == MULTI else 'not '}a "
             f"list: lists of classes, and nothing else, go with --problem_type {MULTI}"
         )
+    if wanted is None and found == SINGLE:
+        label_rules.check_no_scores(part)
     problem = wanted or found
     if wanted is None and found == SINGLE and _goes_on_with_scores(part, config):
         logger.warning(

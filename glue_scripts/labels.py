@@ -148,6 +148,37 @@ def found_names(part: Part, problem: str) -> list[str]:
     return [name_of(value) or "" for value in sorted(present)]
 
 
+def check_no_scores(part: Part) -> None:
+    """Refuse texts that are all numbers but not all finite: scores with a damaged one.
+
+    Raises:
+        InputError: names the row that is no score.
+    """
+    values = [None if is_missing(value) else value for value in part.values("label")]
+    numbers = [_parsed(value) for value in values if value is not None]
+    fractions = [str(value) for value in values if "." in str(value) and _is_finite(value)]
+    if None in numbers or not fractions:
+        return
+    for row, value in enumerate(values, start=1):
+        if not _is_finite(value):
+            raise InputError(
+                f"{part.source}: row {row}: label {shown(value)} is no score, as others are: mend "
+                "it, or say what they are with --problem_type"
+            )
+
+
+def _parsed(value: Any) -> float | None:
+    try:
+        return float(value) if isinstance(value, str) else None
+    except ValueError:
+        return None
+
+
+def _is_finite(value: Any) -> bool:
+    number = _parsed(value)
+    return number is not None and math.isfinite(number)
+
+
 def check_all_trained(part: Part, task: Task) -> None:
     """Refuse a class of the task that the whole training set lacks.
 

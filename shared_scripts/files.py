@@ -16,10 +16,7 @@ def write_text(path: Path, text: str) -> None:
     """Write a file under a temporary name and rename it, so that nobody ever finds half of it."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())  # the name must not reach the disk before the content
+        temporary.write_text(text, encoding="utf-8")
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)

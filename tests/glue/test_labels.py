@@ -253,3 +253,12 @@ def test_a_file_that_declares_other_classes(tmp_path: Path) -> None:
     other = declared(tmp_path / "w.parquet", [0, 1], ["x", "w"])
     with pytest.raises(InputError, match=r"w.parquet: row 2: label 1 .*declares it as 'w'"):
         load(None, "train", "validation", train_file=train, validation_file=other)
+
+
+def test_scores_with_a_damaged_one_are_no_classes(tmp_path: Path) -> None:
+    path = tmp_path / "t.csv"
+    path.write_text("text,label\na,1.0\nb,0.5\nc,nan\n")
+    with pytest.raises(InputError, match=r"t.csv: row 3: label 'nan' is no score, as others are"):
+        load(None, "train", train_file=str(path))
+    classes = load(None, "train", train_file=str(path), problem_type=SINGLE).task
+    assert classes.labels == ("0.5", "1.0", "nan")

@@ -96,10 +96,11 @@ def test_a_file_is_written_whole_or_not_at_all(
     write_json(path, {"b": 1, "a": 2})
     assert json.loads(path.read_text()) == {"a": 2, "b": 1}
 
-    def full(number: int) -> None:
+    def full(self: Path, text: str, encoding: str) -> None:
+        self.write_bytes(b"ha")
         raise OSError("no space left")
 
-    monkeypatch.setattr("os.fsync", full)
+    monkeypatch.setattr(Path, "write_text", full)
     with pytest.raises(OSError, match="no space"):
         write_text(path, "half")
     assert json.loads(path.read_text()) == {"a": 2, "b": 1}
