@@ -24,9 +24,17 @@ Target = float | int | list[float] | None
 
 
 def head_names(config: PretrainedConfig) -> tuple[str, ...]:
-    """Return the names of the classes in the order of the model's head."""
+    """Return the names of the classes in the order of the model's head.
+
+    A configuration may say them in `label2id` alone, where `id2label` has transformers' own.
+    """
     names: dict[Any, str] = dict(config.id2label or {})
-    return tuple(str(names[index]) for index in sorted(names))
+    found = tuple(str(names[index]) for index in sorted(names))
+    if is_generic(found):
+        names = {index: name for name, index in (config.label2id or {}).items()}
+        if set(names) == set(range(len(found))):
+            found = tuple(str(names[index]) for index in range(len(found)))
+    return found
 
 
 def is_generic(names: Sequence[str]) -> bool:

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import logging
 import statistics
 from collections import defaultdict
 from collections.abc import Sequence
@@ -15,8 +14,6 @@ from glue_scripts.arguments import Arguments, DataTrainingArguments
 from hf_sam import SAMTrainingArguments
 from shared_scripts.errors import InputError
 from shared_scripts.files import write_json
-
-logger = logging.getLogger(__name__)
 
 SUMMARY = "summary.json"
 NOT_AVERAGED = ("epoch", "train_samples", "eval_samples", "predict_samples")
@@ -104,7 +101,7 @@ def summarise(
     if args.process_index == 0:
         folder = Path(str(args.output_dir))
         write_json(folder / SUMMARY, {"seeds": seeds, "tasks": summary})
-    _log(summary, len(seeds))
+        _print(summary, len(seeds))
     several = len(summary) > 1
     return {
         f"{task}_{name}" if several else name: spread["mean"]
@@ -118,15 +115,9 @@ def _spread(numbers: list[float]) -> dict[str, Any]:
     return {"mean": statistics.fmean(numbers), "sd": deviation, "values": numbers}
 
 
-def _log(summary: dict[str, dict[str, dict[str, Any]]], seeds: int) -> None:
+def _print(summary: dict[str, dict[str, dict[str, Any]]], seeds: int) -> None:
     for task, metrics in summary.items():
         for name, spread in metrics.items():
             if name.startswith(("eval_", "predict_")) and not name.endswith(("_second", "runtime")):
-                logger.warning(
-                    "%s %s: %.4f ± %.4f over %d seeds",
-                    task,
-                    name,
-                    spread["mean"],
-                    spread["sd"],
-                    seeds,
-                )
+                mean = f"{spread['mean']:.4f}" + (f" ± {spread['sd']:.4f}" if seeds > 1 else "")
+                print(f"{task} {name}: {mean}")

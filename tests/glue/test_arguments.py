@@ -35,6 +35,16 @@ def test_defaults_are_those_of_transformers_own_script() -> None:
     assert args.sam == "sam"
 
 
+def test_the_arguments_of_transformers_own_script_are_there() -> None:
+    data = "task_name dataset_name dataset_config_name max_seq_length overwrite_cache"
+    data += " pad_to_max_length max_train_samples max_eval_samples max_predict_samples"
+    data += " train_file validation_file test_file"
+    model = "model_name_or_path config_name tokenizer_name cache_dir use_fast_tokenizer"
+    model += " model_revision token trust_remote_code ignore_mismatched_sizes"
+    assert {*data.split()} <= {field.name for field in dataclasses.fields(DataTrainingArguments)}
+    assert {*model.split()} <= {field.name for field in dataclasses.fields(ModelArguments)}
+
+
 def test_every_field_is_a_flag(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="0"):
         parse_arguments(["--help"])

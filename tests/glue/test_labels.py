@@ -54,6 +54,12 @@ def test_names_match_exactly_first_then_without_case(
     assert match(names, labels) == order
 
 
+def test_names_in_label2id_alone() -> None:
+    ids = {"id2label": {0: "LABEL_0", 1: "LABEL_1"}}
+    config = BertConfig(**ids, label2id={"Equivalent": 0, "not_equivalent": 1})
+    assert label_order(config, TASKS["mrpc"]) == [1, 0]
+
+
 def test_a_head_with_other_names_is_said_with_both_lists(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
