@@ -11,9 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from glue_scripts.arguments import Arguments, DataTrainingArguments
+from glue_scripts.metrics import metric_names
+from glue_scripts.tasks import KNOWN
 from hf_sam import SAMTrainingArguments
 from shared_scripts.errors import InputError
 from shared_scripts.files import write_json
+from shared_scripts.settings import check_metric
 
 SUMMARY = "summary.json"
 NOT_AVERAGED = ("epoch", "train_samples", "eval_samples", "predict_samples")
@@ -54,6 +57,8 @@ def plan(words: Sequence[str], parsed: Arguments) -> list[Planned]:
             "cannot go on from one checkpoint; resume the one that stopped, alone"
         )
     _check_folders(data_args)
+    for task in tasks:
+        check_metric(args, metric_names(KNOWN[task]))
     planned = []
     for task in tasks or [None]:
         for seed in seeds:

@@ -164,7 +164,7 @@ def evaluate(run: Run) -> dict[str, Any]:
         for name, data in run.validation.items():
             scores = run.trainer.evaluate(eval_dataset=data) | {"eval_samples": len(data)}
             suffix = "_mm" if name == "mnli-mm" else ""
-            metrics |= {key + suffix: value for key, value in scores.items() if key != "epoch"}
+            metrics |= {k if k == "epoch" else k + suffix: v for k, v in scores.items()}
     save_results(run.trainer, "eval", metrics, peak, run.origin)
     return metrics
 

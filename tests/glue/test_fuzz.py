@@ -14,7 +14,7 @@ import pytest
 from datasets import Dataset
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from transformers import BartConfig, BartForSequenceClassification, RobertaConfig, RobertaModel
+from transformers import BartConfig, BartModel, RobertaConfig, RobertaModel
 
 from glue_scripts.run_glue import main
 from glue_scripts.tasks import PROBLEMS
@@ -77,7 +77,7 @@ def models(tmp_path_factory: pytest.TempPathFactory, model_dir: str) -> dict[str
         decoder_start_token_id=3,
         **sizes,
     )
-    BartForSequenceClassification(bart).save_pretrained(root / "bart")
+    BartModel(bart).save_pretrained(root / "bart")
     tokenizer = build_tokenizer()
     tokenizer.eos_token = "[SEP]"
     for name in ("roberta", "bart"):
@@ -173,13 +173,14 @@ CHOICES = st.fixed_dictionaries({
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 @settings(
-    max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
-@given(table=tables(), model=st.sampled_from(MODELS), choices=CHOICES)
+@given(table=tables(), model=st.sampled_from(MODELS), choices=CHOICES, evaluates=st.booleans())
 def test_a_run_trains_or_refuses_in_one_line(
     table: tuple[str, bytes, set[str] | None],
     model: str,
     choices: dict[str, Any],
+    evaluates: bool,
     models: dict[str, str],
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
@@ -202,8 +203,10 @@ def test_a_run_trains_or_refuses_in_one_line(
         "report_to": "none",
         "cache_dir": tmp_path / "cache",
     } | {name: value for name, value in choices.items() if value is not None}
-    words = [f"--{name}={value}" for name, value in values.items()]
-    words += ["--do_train", "--use_cpu", "--disable_tqdm=true", "--dataloader_pin_memory=false"]
+    words = ["--do_train", "--use_cpu", "--disable_tqdm=true", "--dataloader_pin_memory=false"]
+    words += [f"--{name}={value}" for name, value in values.items()]
+    if evaluates:
+        words += ["--do_eval", "--do_predict", f"--validation_file={path}", f"--test_file={path}"]
     monkeypatch.setattr(sys, "argv", ["run_glue.py", *words])
     capsys.readouterr()
     try:

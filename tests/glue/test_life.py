@@ -120,6 +120,9 @@ def test_several_tasks_in_folders_of_their_own(
     with pytest.raises(InputError, match="several tasks or seeds cannot go on"):
         words = flags("--do_train", task_name="mrpc,stsb", resume_from_checkpoint="true", **common)
         main(words)
+    with pytest.raises(InputError, match="--metric_for_best_model f1: this task has no such"):
+        words = flags("--do_train", task_name="mrpc,stsb", metric_for_best_model="f1", **common)
+        main(words)
     with pytest.raises(InputError, match="mrpc,stsb: files are for one task"):
         main(flags("--do_train", task_name="mrpc,stsb", train_file="t.csv"))
 
@@ -225,6 +228,13 @@ def test_bytes_that_are_not_utf_8(flags: Flags, tmp_path: Path, suffix: str) -> 
     line = 2 if suffix.startswith("json") else 3
     with pytest.raises(InputError, match=rf"t.{suffix}: .*line {line} is not UTF-8 .*iconv -f lat"):
         main(flags("--do_train", task_name="mrpc", train_file=path))
+
+
+def test_half_a_character(flags: Flags, tmp_path: Path) -> None:
+    rows = ['{"text": "the cat", "label": 0}', '{"text": "caf\\ud800", "label": 1}']
+    (tmp_path / "t.jsonl").write_text("\n".join(rows))
+    with pytest.raises(InputError, match="t.jsonl: "):
+        main(flags("--do_train", train_file=tmp_path / "t.jsonl"))
 
 
 def test_bytes_in_a_column_that_declares_texts(flags: Flags, tmp_path: Path) -> None:
