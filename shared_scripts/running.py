@@ -93,10 +93,11 @@ def train(run: Run) -> dict[str, Any]:
         InputError: the training cannot begin; what fails after the first update is not caught.
     """
     from shared_scripts.results import PeakMemory, save_results
-    from shared_scripts.settings import check_metric
+    from shared_scripts.settings import check_enough, check_metric
 
     trainer = run.trainer
     check_metric(trainer.args, run.metric_names)
+    check_enough(trainer.args, len(trainer.train_dataset))
     _check_where(trainer)
     with PeakMemory(trainer.args.device, tracked=_memory_callback(trainer)) as peak:
         metrics = _trained(run)

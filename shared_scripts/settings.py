@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.utils.checkpoint import checkpoint
 from transformers import Trainer, TrainingArguments, get_scheduler
 from transformers.integrations.integration_utils import (
     INTEGRATION_TO_CALLBACK,
@@ -32,6 +33,8 @@ AT_LEAST: dict[str, float] = {
     "max_grad_norm": 0,
     "label_smoothing_factor": 0,
     "dataloader_num_workers": 0,
+    "dataloader_prefetch_factor": 1,
+    "neftune_noise_alpha": 0,
     "eval_delay": 0,
     "seed": 0,
     "data_seed": 0,
@@ -39,6 +42,7 @@ AT_LEAST: dict[str, float] = {
 ABOVE_ZERO = ("eval_steps", "save_steps", "logging_steps")
 BELOW: dict[str, float] = {"label_smoothing_factor": 1, "seed": 2**32, "data_seed": 2**32}
 NEED_THE_MODEL = ("galore", "apollo", "lomo", "adalomo")
+FIXED = {"label_names": None, "eval_do_concat_batches": True, "batch_eval_metrics": False}
 OF_EVERY_TASK = ("loss", "runtime", "samples_per_second", "steps_per_second")
 
 
@@ -53,7 +57,22 @@ def check(args: TrainingArguments) -> None:
     _check_reports(args)
     if args.do_train:
         _check_lengths(args)
+        _check_checkpointing(args)
         _check_scheduler(args, _check_optimizer(args))
+
+
+def check_enough(args: TrainingArguments, examples: int) -> None:
+    """Refuse a training set of which `--dataloader_drop_last` leaves nothing.
+
+    Raises:
+        InputError: names the sizes.
+    """
+    batch = args.train_batch_size * args.world_size
+    if args.dataloader_drop_last and examples < batch:
+        raise InputError(
+            f"--dataloader_drop_last: {examples} examples make no batch of {batch}, so nothing "
+            "would be trained; leave it out, or give a smaller --per_device_train_batch_size"
+        )
 
 
 def check_metric(args: TrainingArguments, names: Sequence[str]) -> None:
@@ -99,6 +118,12 @@ def _check_numbers(args: TrainingArguments) -> None:
         value = getattr(args, name)
         if value is not None and not value > 0:
             raise InputError(f"--{name} {value}: must be above 0")
+    for name, only in FIXED.items():
+        if getattr(args, name) != only:
+            raise InputError(
+                f"--{name} {getattr(args, name)}: the metrics of this script need {only}; leave it "
+                "out"
+            )
     for name, end in BELOW.items():
         value = getattr(args, name)
         if value is not None and value >= end:
@@ -111,6 +136,18 @@ def _check_lengths(args: TrainingArguments) -> None:
             f"--num_train_epochs {args.num_train_epochs}: nothing would be trained; give more than "
             "0, or --max_steps"
         )
+
+
+def _check_checkpointing(args: TrainingArguments) -> None:
+    """Try torch's checkpointing of activations on one number."""
+    options = {"use_reentrant": False} | dict(args.gradient_checkpointing_kwargs or {})
+    try:
+        checkpoint(torch.square, torch.ones(1, requires_grad=True), **options)
+    except (ValueError, TypeError) as error:
+        raise InputError(
+            f"--gradient_checkpointing_kwargs {args.gradient_checkpointing_kwargs}: "
+            f"{one_line(error)}"
+        ) from error
 
 
 def _check_output_dir(args: TrainingArguments) -> None:

@@ -13,7 +13,7 @@ from transformers import TrainingArguments
 from glue_scripts.arguments import DataTrainingArguments, ModelArguments, parse_arguments
 from hf_sam import SAMTrainingArguments
 from shared_scripts.errors import InputError, one_line, shown
-from shared_scripts.settings import check_metric, check_smoothing
+from shared_scripts.settings import check_enough, check_metric, check_smoothing
 from shared_scripts.usage import show
 from vision_scripts import arguments as vision
 
@@ -38,6 +38,15 @@ STEPS = "--eval_strategy steps --save_strategy steps"
         ("--seed 4294967296", "--seed 4294967296: must be below 4294967296"),
         ("--label_smoothing_factor 1.0", "--label_smoothing_factor 1.0: must be below 1"),
         ("--num_train_epochs 0", "--num_train_epochs 0.0: nothing would be trained"),
+        ("--neftune_noise_alpha -1", "--neftune_noise_alpha -1.0: must be at least 0"),
+        ("--label_names foo", r"--label_names \['foo'\]: the metrics of this script need None"),
+        ("--eval_do_concat_batches false", "--eval_do_concat_batches False: .* need True"),
+        ("--batch_eval_metrics", "--batch_eval_metrics True: .* need False"),
+        (
+            "--dataloader_num_workers 1 --dataloader_prefetch_factor 0",
+            "--dataloader_prefetch_factor 0: must be at least 1",
+        ),
+        ('--gradient_checkpointing_kwargs {"a":1}', "_kwargs .'a': 1.: Unexpected keyword"),
         ("--save_steps 0", "--save_steps 0.0: must be above 0"),
         ("--eval_strategy steps --eval_steps -5", "--eval_steps -5.0: must be above 0"),
         ("--logging_steps -3", "--logging_steps -3.0: must be above 0"),
@@ -75,6 +84,7 @@ def test_values_that_trainer_finds_out_late(words: str, message: str) -> None:
         "--lr_scheduler_type reduce_lr_on_plateau --eval_strategy epoch",
         "--num_train_epochs 0 --max_steps 3",
         "--report_to none",
+        '--gradient_checkpointing --gradient_checkpointing_kwargs {"use_reentrant":true}',
         f"--load_best_model_at_end {STEPS} --eval_steps 3 --save_steps 6",
         "--warmup_steps 0.1 --save_steps 0.5",
     ],
@@ -108,6 +118,16 @@ def test_metrics_that_there_are_not(wanted: str, fields: dict, message: str) -> 
     args = TrainingArguments("out", metric_for_best_model=wanted, **fields)
     with pytest.raises(InputError, match=f"--metric_for_best_model {message}"):
         check_metric(args, ["accuracy", "f1"])
+
+
+def test_a_training_set_of_which_nothing_is_left() -> None:
+    args = TrainingArguments(
+        "out", dataloader_drop_last=True, per_device_train_batch_size=8, use_cpu=True
+    )
+    check_enough(args, 8)
+    with pytest.raises(InputError, match="--dataloader_drop_last: 7 examples make no batch of 8"):
+        check_enough(args, 7)
+    check_enough(TrainingArguments("out", use_cpu=True), 1)
 
 
 def test_smoothing_is_for_single_classes() -> None:
