@@ -43,6 +43,7 @@ ABOVE_ZERO = ("eval_steps", "save_steps", "logging_steps")
 BELOW: dict[str, float] = {"label_smoothing_factor": 1, "seed": 2**32, "data_seed": 2**32}
 NEED_THE_MODEL = ("galore", "apollo", "lomo", "adalomo")
 FIXED = {"label_names": None, "eval_do_concat_batches": True, "batch_eval_metrics": False}
+CHECKPOINTING = ("activation_checkpointing_kwargs", "gradient_checkpointing_kwargs")  # by version
 OF_EVERY_TASK = ("loss", "runtime", "samples_per_second", "steps_per_second")
 
 
@@ -140,14 +141,13 @@ def _check_lengths(args: TrainingArguments) -> None:
 
 def _check_checkpointing(args: TrainingArguments) -> None:
     """Try torch's checkpointing of activations on one number."""
-    options = {"use_reentrant": False} | dict(args.gradient_checkpointing_kwargs or {})
-    try:
-        checkpoint(torch.square, torch.ones(1, requires_grad=True), **options)
-    except (ValueError, TypeError) as error:
-        raise InputError(
-            f"--gradient_checkpointing_kwargs {args.gradient_checkpointing_kwargs}: "
-            f"{one_line(error)}"
-        ) from error
+    for name in CHECKPOINTING:
+        given = getattr(args, name, None)
+        options = {"use_reentrant": False} | dict(given or {})
+        try:
+            checkpoint(torch.square, torch.ones(1, requires_grad=True), **options)
+        except (ValueError, TypeError) as error:
+            raise InputError(f"--{name} {given}: {one_line(error)}") from error
 
 
 def _check_output_dir(args: TrainingArguments) -> None:
