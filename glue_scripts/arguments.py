@@ -4,54 +4,13 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from glue_scripts.tasks import DIAGNOSTIC, KNOWN, PROBLEMS, TASKS
 from hf_sam import SAMTrainingArguments
 from hf_sam.parts.base import nearest
-from shared_scripts.arguments import HubArguments, InputError, check_positive, parse
+from shared_scripts.arguments import HubArguments, check_positive, parse
+from shared_scripts.errors import InputError
 
 MAX_SAMPLES = ("max_train_samples", "max_eval_samples", "max_predict_samples")
-
-
-@dataclass(frozen=True)
-class Task:
-    """One classification or regression task over one or two texts.
-
-    Attributes:
-        name: key in `TASKS`, or None for a task that was read off the user's own files.
-        keys: the columns that hold the texts.
-        labels: names of the classes in the order of their ids; empty for regression.
-        bounds: smallest and largest label of a regression task.
-    """
-
-    name: str | None
-    keys: tuple[str, ...]
-    labels: tuple[str, ...] = ()
-    bounds: tuple[float, float] = (float("-inf"), float("inf"))
-
-    @property
-    def is_regression(self) -> bool:
-        """Whether the labels are numbers instead of classes."""
-        return not self.labels
-
-    @property
-    def num_labels(self) -> int:
-        """Number of outputs of the model's head."""
-        return max(len(self.labels), 1)
-
-
-TASKS: dict[str, Task] = {
-    str(task.name): task
-    for task in (
-        Task("cola", ("sentence",), ("unacceptable", "acceptable")),
-        Task("mnli", ("premise", "hypothesis"), ("entailment", "neutral", "contradiction")),
-        Task("mrpc", ("sentence1", "sentence2"), ("not_equivalent", "equivalent")),
-        Task("qnli", ("question", "sentence"), ("entailment", "not_entailment")),
-        Task("qqp", ("question1", "question2"), ("not_duplicate", "duplicate")),
-        Task("rte", ("sentence1", "sentence2"), ("entailment", "not_entailment")),
-        Task("sst2", ("sentence",), ("negative", "positive")),
-        Task("stsb", ("sentence1", "sentence2"), bounds=(0.0, 5.0)),
-        Task("wnli", ("sentence1", "sentence2"), ("not_entailment", "entailment")),
-    )
-}
 
 
 @dataclass
@@ -99,10 +58,35 @@ class DataTrainingArguments:
     """Which data to train and evaluate on, and how it is prepared."""
 
     task_name: str | None = field(
-        default=None, metadata={"help": "GLUE task: " + ", ".join(TASKS) + "."}
+        default=None,
+        metadata={
+            "help": "GLUE task: cola, mnli, mrpc, qnli, qqp, rte, sst2, stsb, wnli; several with "
+            "commas, or all; ax: the diagnostic set, for a model trained on MNLI."
+        },
+    )
+    problem_type: str | None = field(
+        default=None,
+        metadata={
+            "help": "What the labels of your own data are: single_label_classification, "
+            "multi_label_classification (lists of classes) or regression; default: as they look."
+        },
+    )
+    text_column_names: list[str] | None = field(
+        default=None,
+        metadata={"help": "The one or two columns of your own data that hold the texts."},
+    )
+    label_column_name: str = field(
+        default="label", metadata={"help": "The column of your own data that holds the labels."}
+    )
+    seeds: list[int] | None = field(
+        default=None,
+        metadata={
+            "help": "Repeat the whole run with each of these seeds, in OUTPUT_DIR/seed-N, and "
+            "write the mean and the spread."
+        },
     )
     dataset_name: str | None = field(
-        default=None, metadata={"help": "Another dataset of the Hub with a `label` column."}
+        default=None, metadata={"help": "Another dataset of the Hub, for text classification."}
     )
     dataset_config_name: str | None = field(
         default=None, metadata={"help": "Configuration of that dataset."}
@@ -142,14 +126,45 @@ class DataTrainingArguments:
     def __post_init__(self) -> None:
         """Check the task, the source and the limits."""
         if self.task_name is not None:
-            self.task_name = self.task_name.lower()
-            if self.task_name not in TASKS:
-                raise InputError(
-                    f"--task_name {self.task_name}: unknown task{nearest(self.task_name, TASKS)}. "
-                    f"Tasks: {', '.join(TASKS)}"
-                )
+            self._check_task(self.task_name.lower())
+        if self.problem_type is not None and self.problem_type not in PROBLEMS:
+            raise InputError(
+                f"--problem_type {self.problem_type}: unknown"
+                f"{nearest(self.problem_type, PROBLEMS)}. Allowed: {', '.join(PROBLEMS)}"
+            )
+        self._check_columns()
         self._check_source()
         check_positive(self, "max_seq_length", *MAX_SAMPLES)
+
+    def _check_columns(self) -> None:
+        if self.text_column_names is None:
+            return
+        names = [name for word in self.text_column_names for name in word.split(",") if name]
+        if not 1 <= len(names) <= 2:
+            raise InputError(f"--text_column_names {' '.join(names)}: give one column or two")
+        self.text_column_names = names
+
+    def _check_task(self, wanted: str) -> None:
+        names = list(TASKS) if wanted == "all" else wanted.split(",")
+        for name in names:
+            if name not in KNOWN:
+                raise InputError(
+                    f"--task_name {name}: unknown task{nearest(name, KNOWN)}. "
+                    f"Tasks: {', '.join(KNOWN)}, all"
+                )
+        self.task_name = ",".join(names)
+        own = ("problem_type", "text_column_names")
+        given = [name for name in own if getattr(self, name) is not None]
+        if given:
+            raise InputError(
+                f"--{given[0]} is for your own data, and --task_name {wanted} says it itself: "
+                "give one of the two"
+            )
+
+    @property
+    def tasks(self) -> list[str]:
+        """The GLUE tasks of this call."""
+        return self.task_name.split(",") if self.task_name is not None else []
 
     def _check_source(self) -> None:
         files = (self.train_file, self.validation_file, self.test_file)
@@ -157,6 +172,11 @@ class DataTrainingArguments:
             raise InputError(
                 f"--data_dir {self.data_dir} holds one folder per GLUE task: say which with "
                 "--task_name, or name files with --train_file and --validation_file"
+            )
+        if len(self.tasks) > 1 and any(files):
+            raise InputError(
+                f"--task_name {self.task_name}: files are for one task; give --data_dir, or "
+                "neither for the Hub"
             )
         if self.task_name is not None and self.dataset_name is not None:
             raise InputError(
@@ -184,4 +204,11 @@ def parse_arguments(argv: Sequence[str]) -> Arguments:
         prog="run_glue.py",
         description="Fine-tune a text classifier on a GLUE task, with or without SAM.",
     )
+    if len(data_args.seeds or []) == 1:
+        args.seed = (data_args.seeds or [])[0]
+    if DIAGNOSTIC.name in data_args.tasks and (args.do_train or args.do_eval):
+        raise InputError(
+            "--task_name ax: it has only a test set, whose labels are secret; train on mnli, and "
+            "give that model and --do_predict alone"
+        )
     return model_args, data_args, args

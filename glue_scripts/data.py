@@ -1,54 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The data of a run: where each split comes from, whether it is sound, and its tokens."""
+"""The data of a run: what is learned from it, and whether it is sound."""
 
 from __future__ import annotations
 
-import csv
 import logging
-import math
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from functools import cache, partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from glue_scripts.arguments import TASKS, DataTrainingArguments, InputError, Task
+from glue_scripts import labels as label_rules
+from glue_scripts.arguments import DataTrainingArguments
+from glue_scripts.sources import STAGES, Part, Reader
+from glue_scripts.tasks import KNOWN, MULTI, REGRESSION, SINGLE, Task
 from hf_sam.parts.base import nearest
+from shared_scripts.errors import InputError, shown
 
 if TYPE_CHECKING:
-    from datasets import Dataset
-    from transformers import PretrainedConfig, PreTrainedTokenizerBase
+    from transformers import PretrainedConfig
 
 logger = logging.getLogger(__name__)
-
-GLUE = "nyu-mll/glue"
-STAGES = ("train", "validation", "test")
-FORMATS = {
-    ".csv": "csv",
-    ".tsv": "csv",
-    ".json": "json",
-    ".jsonl": "json",
-    ".parquet": "parquet",
-}
-UNLABELLED = -1  # GLUE's own mark in the test sets whose labels are secret
-THREE_WAYS = (
-    "there are three ways: a connection to the Hub (or a copy in its cache), "
-    "--data_dir DIR with DIR/<task>/<split>.parquet, or --train_file, --validation_file and "
-    "--test_file (.csv, .tsv, .json, .jsonl, .parquet)"
-)
-
-
-@dataclass
-class Part:
-    """One data set and where it came from.
-
-    Attributes:
-        data: the rows.
-        source: file or Hub path, as errors name it.
-    """
-
-    data: Dataset
-    source: str
 
 
 @dataclass
@@ -82,12 +52,12 @@ def load_data(
         token: for the Hub.
 
     Raises:
-        InputError: no source, an unreadable file, missing columns, labels outside the range.
+        InputError: no source, an unreadable file, missing columns, labels outside the range, a
+            class without training rows.
     """
-    read = partial(_read_file, task=TASKS.get(args.task_name or ""), cache_dir=cache_dir)
-    hub = cache(partial(_load_hub, args, cache_dir, token))
-    found = {stage: _find(args, stage, read, hub) for stage in stages}
-    task = TASKS.get(args.task_name or "") or _infer_task(args, found, read, config)
+    reader = Reader(args, cache_dir, token)
+    found = {stage: reader.find(stage) for stage in stages}
+    task = KNOWN.get(args.task_name or "") or _infer_task(args, found, reader, config)
     limits = {
         "train": args.max_train_samples,
         "validation": args.max_eval_samples,
@@ -99,120 +69,9 @@ def load_data(
         }
         for stage, parts in found.items()
     }
+    if "train" in found and not task.is_regression:
+        label_rules.check_all_trained(found["train"]["train"], task)
     return GlueData(task, checked)
-
-
-def _split_names(task_name: str | None, stage: str) -> dict[str, str]:
-    """Map the name of each evaluation to the split that it uses."""
-    if stage == "train":
-        return {stage: stage}
-    if task_name == "mnli":
-        return {"mnli": f"{stage}_matched", "mnli-mm": f"{stage}_mismatched"}
-    return {task_name or "custom": stage}
-
-
-def _find(
-    args: DataTrainingArguments,
-    stage: str,
-    read: Callable[[str], Part],
-    hub: Callable[[], dict[str, Part]],
-) -> dict[str, Part]:
-    """Take a stage from its own file, else from --data_dir, else from the Hub."""
-    own_file = getattr(args, f"{stage}_file")
-    splits = _split_names(args.task_name, stage)
-    if own_file is not None:
-        if len(splits) > 1:
-            logger.warning("--%s_file replaces both of MNLI's %s sets", stage, stage)
-        return {next(iter(splits)): read(own_file)}
-    if args.data_dir is not None:
-        folder = _task_folder(args)
-        files = {name: folder / f"{split}.parquet" for name, split in splits.items()}
-        found = {name: read(str(path)) for name, path in files.items() if path.is_file()}
-        where = {name: str(path) for name, path in files.items()}
-    elif args.task_name is None and args.dataset_name is None:
-        raise InputError(f"--{stage}_file is missing: this run needs {stage} data")
-    else:
-        available = hub()
-        found = {name: available[split] for name, split in splits.items() if split in available}
-        where = {name: f"split {split!r} on the Hub" for name, split in splits.items()}
-    return _say_missing(found, where, stage)
-
-
-def _say_missing(found: dict[str, Part], where: dict[str, str], stage: str) -> dict[str, Part]:
-    missing = [where[name] for name in where if name not in found]
-    if not found:
-        raise InputError(
-            f"no {stage} data (not found: {', '.join(missing)}): "
-            f"give --{stage}_file, or leave this stage out"
-        )
-    for place in missing:
-        logger.warning("%s does not exist: the task is not evaluated on it", place)
-    return found
-
-
-def _task_folder(args: DataTrainingArguments) -> Path:
-    root = Path(args.data_dir or "")
-    folder = root / str(args.task_name)
-    if not root.is_dir():
-        raise InputError(f"--data_dir {root}: there is no such folder; {THREE_WAYS}")
-    if not folder.is_dir():
-        has = sorted(path.name for path in root.iterdir() if path.is_dir())
-        raise InputError(
-            f"--data_dir {root}: has no folder {args.task_name!r} for --task_name "
-            f"{args.task_name} (it has: {', '.join(has) or 'nothing'}); {THREE_WAYS}"
-        )
-    return folder
-
-
-def _load_hub(
-    args: DataTrainingArguments, cache_dir: str | None, token: str | None
-) -> dict[str, Part]:
-    from datasets import load_dataset
-
-    path = args.dataset_name or GLUE
-    config_name = args.task_name or args.dataset_config_name
-    try:
-        splits = load_dataset(path, config_name, cache_dir=cache_dir, token=token)
-    except Exception as error:  # the libraries below have many names for no connection
-        raise InputError(
-            f"cannot get {path} ({config_name}) from the Hub: {error}; {THREE_WAYS}"
-        ) from error
-    return {name: Part(split, f"{path} ({name})") for name, split in splits.items()}
-
-
-def _read_file(path: str, task: Task | None, cache_dir: str | None) -> Part:
-    """Read one local file; `task` keeps texts that look like numbers as they are."""
-    from datasets import load_dataset
-    from datasets.exceptions import DatasetGenerationError
-
-    suffix = Path(path).suffix.lower()
-    if suffix not in FORMATS:
-        raise InputError(f"{path}: cannot read {suffix!r}; the formats are {', '.join(FORMATS)}")
-    if not Path(path).is_file():
-        raise InputError(f"{path}: there is no such file")
-    options = _csv_options(suffix, task) if FORMATS[suffix] == "csv" else {}
-    try:
-        data = load_dataset(
-            FORMATS[suffix], data_files=path, split="train", cache_dir=cache_dir, **options
-        )
-    except (DatasetGenerationError, ValueError, OSError) as error:
-        if "corresponds to no data" in str(error):
-            raise InputError(f"{path}: has no rows") from error
-        reason = error.__cause__ or error
-        raise InputError(f"{path}: cannot be read as {FORMATS[suffix]}: {reason}") from error
-    if len(data) == 0:
-        raise InputError(f"{path}: has no rows")
-    return Part(data, path)
-
-
-def _csv_options(suffix: str, task: Task | None) -> dict[str, Any]:
-    """Pandas options under which "null" is a word, "42" a text, and no label is none."""
-    options: dict[str, Any] = {"keep_default_na": False, "na_values": {"label": [""]}}
-    if task is not None:
-        options["converters"] = dict.fromkeys(task.keys, str)
-    if suffix == ".tsv":  # GLUE's own files have lone quotation marks
-        options |= {"sep": "\t", "quoting": csv.QUOTE_NONE}
-    return options
 
 
 def _first(part: Part, limit: int | None) -> Part:
@@ -224,49 +83,125 @@ def _first(part: Part, limit: int | None) -> Part:
 def _infer_task(
     args: DataTrainingArguments,
     found: dict[str, dict[str, Part]],
-    read: Callable[[str], Part],
+    reader: Reader,
     config: PretrainedConfig,
 ) -> Task:
-    """Read columns and labels off the training data, else the model, else the validation data."""
+    """Read the columns off the data, the labels off the training data or else the model's head."""
     parts = [part for stage in STAGES for part in found.get(stage, {}).values()]
-    if "train" not in found and args.train_file is not None:
-        parts.insert(0, read(args.train_file))
-    first = parts[0]
-    texts = [name for name in first.data.column_names if name not in ("label", "idx")]
-    if {"sentence1", "sentence2"} <= set(texts):
-        texts = ["sentence1", "sentence2"]
-    if not texts:
-        raise InputError(f"{first.source}: has no column with text, only {first.data.column_names}")
-    own = _labels_of_model(config)
-    if own and "train" not in found and args.train_file is None:
-        return Task(None, tuple(texts[:2]), own)
-    return Task(None, tuple(texts[:2]), _labels_of_data(first))
+    training = found["train"]["train"] if "train" in found else None
+    if training is None and args.train_file is not None:
+        training = reader.file(args.train_file)
+    keys = _text_columns(args.text_column_names, training or parts[0])
+    if training is not None:
+        problem, names = _learned(args.problem_type, training, config)
+    elif label_rules.has_head(config):
+        problem, names = _of_head(args.problem_type, parts, config)
+    else:
+        problem, names = _learned(args.problem_type, parts[0], config)
+    return Task(None, keys, names, is_multi_label=problem == MULTI)
 
 
-def label_names(config: PretrainedConfig) -> tuple[str, ...]:
-    """Return the names of the classes in the order of the model's head."""
-    names: dict[Any, str] = dict(config.id2label or {})
-    return tuple(str(names[index]) for index in sorted(names))
+def _text_columns(wanted: Sequence[str] | None, part: Part) -> tuple[str, ...]:
+    """Return the one or two columns with texts: those named, or else the first that hold texts."""
+    columns = [name for name in part.data.column_names if name not in ("label", "idx")]
+    if wanted:
+        return tuple(wanted)
+    if {"sentence1", "sentence2"} <= set(columns):
+        return ("sentence1", "sentence2")
+    texts = [name for name in columns if "string" in str(part.data.features[name])]
+    if not columns:
+        raise InputError(f"{part.source}: has no column with text, only {part.data.column_names}")
+    return tuple((texts or columns)[:2])
 
 
-def _labels_of_model(config: PretrainedConfig) -> tuple[str, ...]:
-    names = label_names(config)
-    generic = tuple(f"LABEL_{index}" for index in range(len(names)))
-    return () if names == generic else names
+def _learned(
+    wanted: str | None, part: Part, config: PretrainedConfig
+) -> tuple[str, tuple[str, ...]]:
+    """Return the kind of task that a labelled set is of, and its classes."""
+    found = label_rules.problem_of(part)
+    if (found == MULTI) != ((wanted or SINGLE) == MULTI):
+        value = next((value for value in part.values("label") if value is not None), None)
+        raise InputError(
+            f"{part.source}: row 1: label {shown(value)} is {'' if found == MULTI else 'not '}a "
+            f"list: lists of classes, and nothing else, go with --problem_type {MULTI}"
+        )
+    if wanted is None and found == SINGLE:
+        label_rules.check_no_scores(part)
+    problem = wanted or found
+    if wanted is None and found == SINGLE and _goes_on_with_scores(part, config):
+        logger.warning(
+            "The model's head was trained on scores: the whole numbers in %s are taken as scores. "
+            "--problem_type %s takes them as classes",
+            part.source,
+            SINGLE,
+        )
+        problem = REGRESSION
+    return problem, () if problem == REGRESSION else label_rules.classes_of(part, problem)
 
 
-def _labels_of_data(part: Part) -> tuple[str, ...]:
-    if "label" not in part.data.column_names:
-        raise InputError(f"{part.source}: has no column 'label', only {part.data.column_names}")
+def _goes_on_with_scores(part: Part, config: PretrainedConfig) -> bool:
+    numbers = str(getattr(part.data.features["label"], "dtype", "")).startswith(("int", "uint"))
+    head = label_rules.has_head(config) and label_rules.head_problem(config) == REGRESSION
+    return head and numbers and not hasattr(part.data.features["label"], "names")
+
+
+def _of_head(
+    wanted: str | None, parts: Sequence[Part], config: PretrainedConfig
+) -> tuple[str, tuple[str, ...]]:
+    """Return the kind of task that the checkpoint's head was trained on, and its classes."""
+    problem = label_rules.head_problem(config)
+    if wanted is not None and wanted != problem:
+        raise InputError(
+            f"--problem_type {wanted}: the checkpoint's head is for {problem}; leave it out, or "
+            "train a new head with --do_train"
+        )
+    if problem == REGRESSION and config.num_labels != 1:
+        raise InputError(
+            f"the checkpoint's head gives {config.num_labels} scores per text; this script knows "
+            "regression tasks with one"
+        )
+    if problem == REGRESSION:
+        return problem, ()
+    names = label_rules.head_names(config)
+    labelled = [part for part in parts if _has_labels(part)]
+    if labelled and label_rules.is_generic(names):
+        names = _names_for_numbers(labelled[0], problem, names)
+    return problem, names
+
+
+def _names_for_numbers(part: Part, problem: str, generic: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the classes of a head without names as a labelled set calls them."""
+    if (label_rules.problem_of(part) == MULTI) != (problem == MULTI):
+        return generic
     feature = part.data.features["label"]
-    if hasattr(feature, "names"):
-        return tuple(feature.names)
-    if str(feature.dtype).startswith("float"):
-        return ()
-    labels = sorted(value for value in part.data.unique("label") if value is not None)
-    if len(labels) < 2:
-        raise InputError(f"{part.source}: a classifier needs two classes; the labels are {labels}")
-    return tuple(str(label) for label in labels)
+    declared = getattr(getattr(feature, "feature", feature), "names", None)
+    if declared is not None and len(declared) == len(generic):
+        return tuple(declared)
+    found = label_rules.found_names(part, problem)
+    numbers = tuple(str(index) for index in range(len(generic)))
+    if set(found) <= set(numbers):
+        return numbers
+    if set(found) <= set(generic) or len(found) != len(generic):
+        return generic
+    logger.warning(
+        "The model's head does not name its classes: they are taken to be those of %s in this "
+        "order: %s",
+        part.source,
+        ", ".join(found),
+    )
+    return tuple(found)
+
+
+def _has_labels(part: Part) -> bool:
+    return "label" in part.data.column_names and not _all_secret(part)
+
+
+def _all_secret(part: Part) -> bool:
+    """Whether no row has a label: none at all, an empty cell, or GLUE's mark."""
+    return all(
+        label_rules.is_missing(value) or value in (label_rules.UNLABELLED, [])
+        for value in part.values("label")
+    )
 
 
 def _check(part: Part, task: Task, stage: str) -> Part:
@@ -277,105 +212,45 @@ def _check(part: Part, task: Task, stage: str) -> Part:
             needed = ", ".join((*task.keys, "label"))
             raise InputError(
                 f"{part.source}: column {key!r} is missing{nearest(key, columns)}. "
-                f"Needed: {needed}. There: {', '.join(columns)}."
+                f"Needed: {needed}. There: {', '.join(map(str, columns))}."
             )
     for key in task.keys:
         _check_texts(part, key)
     if "label" not in columns:
         return part
-    if stage == "test" and set(part.data.unique("label")) == {UNLABELLED}:
+    if stage == "test" and _all_secret(part):
         return replace(part, data=part.data.remove_columns("label"))
     _check_labels(part, task)
     return part
 
 
 def _check_texts(part: Part, key: str) -> None:
-    for row, value in enumerate(part.data[key][:], start=1):
+    for row, value in enumerate(part.values(key), start=1):
         if not isinstance(value, str):
-            raise InputError(f"{part.source}: row {row}, column {key!r}: {value!r} is not a text")
-
-
-def _check_labels(part: Part, task: Task) -> None:
-    encode = label_encoder(part, task)
-    for row, value in enumerate(part.data["label"][:], start=1):
-        if encode(value) is None:
-            hint = " (-1 marks the rows of a test set without labels)" if value == -1 else ""
             raise InputError(
-                f"{part.source}: row {row}: label {value!r} is outside {_range(task)}{hint}"
+                f"{part.source}: row {row}, column {key!r}: {shown(value)} is not a text; "
+                "--text_column_names says which columns hold the texts"
             )
 
 
-def _range(task: Task) -> str:
-    if task.is_regression:
-        return "the range {} to {}".format(*task.bounds)
-    if task.name is None:
-        return f"the labels of this task: {', '.join(task.labels)}"
-    pairs = ", ".join(f"{index} ({label})" for index, label in enumerate(task.labels))
-    return f"the labels of {task.name}: {pairs}"
+def _check_labels(part: Part, task: Task) -> None:
+    encode = label_rules.label_encoder(part, task)
+    for row, value in enumerate(part.values("label"), start=1):
+        if encode(value) is None:
+            raise InputError(
+                f"{part.source}: row {row}: label {shown(value)} is outside "
+                f"{label_rules.label_range(task)}{_hint(value, task, part)}"
+            )
 
 
-def label_encoder(part: Part, task: Task) -> Callable[[Any], float | int | None]:
-    """Return the function from a label in the file to the model's target; None if invalid.
-
-    A class may be given by its name or its id; a ClassLabel column by its own names.
-    """
-    if task.is_regression:
-        return partial(_number, bounds=task.bounds)
+def _hint(value: Any, task: Task, part: Part) -> str:
     names = getattr(part.data.features["label"], "names", None)
-    if names is not None and set(names) == set(task.labels):
-        ids = [task.labels.index(name) for name in names]
-        return lambda value: ids[value] if value in range(len(ids)) else None
-    return partial(_class_id, labels=task.labels, ids_allowed=task.name is not None)
-
-
-def _number(value: Any, bounds: tuple[float, float]) -> float | None:
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        return None
-    return number if math.isfinite(number) and bounds[0] <= number <= bounds[1] else None
-
-
-def _class_id(value: Any, labels: tuple[str, ...], ids_allowed: bool) -> int | None:
-    if str(value) in labels:
-        return labels.index(str(value))
-    number = _number(value, (0, len(labels) - 1)) if ids_allowed else None
-    return int(number) if number is not None and number.is_integer() else None
-
-
-def tokenize(
-    part: Part,
-    task: Task,
-    tokenizer: PreTrainedTokenizerBase,
-    order: list[int],
-    max_length: int,
-    args: DataTrainingArguments,
-) -> Dataset:
-    """Turn texts into tokens and labels into the model's targets.
-
-    Args:
-        part: checked rows.
-        task: says which columns hold texts.
-        tokenizer: the model's.
-        order: id of a class in the task -> id in the model (its head may have another order).
-        max_length: tokens kept.
-        args: says whether to pad here (otherwise the collator does) and to use the cache.
-    """
-    encode = label_encoder(part, task) if "label" in part.data.column_names else None
-    padding = "max_length" if args.pad_to_max_length else False
-
-    def prepare(rows: dict[str, list[Any]]) -> dict[str, Any]:
-        texts = [rows[key] for key in task.keys]
-        result = dict(tokenizer(*texts, padding=padding, max_length=max_length, truncation=True))
-        if encode is not None:
-            targets: list[Any] = [encode(value) for value in rows["label"]]
-            result["labels"] = targets if task.is_regression else [order[t] for t in targets]
-        return result
-
-    return part.data.map(
-        prepare,
-        batched=True,
-        remove_columns=part.data.column_names,
-        load_from_cache_file=not args.overwrite_cache,
-        desc="Tokenizing",
-    )
+    if names is not None and value in range(len(names)):
+        return f" (the file declares it as {shown(names[value])})"
+    if value == label_rules.UNLABELLED:
+        return " (-1 marks the rows of a test set without labels)"
+    if label_rules.is_missing(value):
+        return " (it is empty: give a label or remove the row)"
+    if task.is_multi_label and not isinstance(value, list):
+        return " (it must be a list of classes)"
+    return ""

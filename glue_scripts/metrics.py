@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from glue_scripts.arguments import Task
+from glue_scripts.tasks import Task
 
 if TYPE_CHECKING:
     from evaluate import EvaluationModule
@@ -18,6 +18,14 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+GLUE_METRICS = {
+    "ax": ["matthews_correlation"],
+    "cola": ["matthews_correlation"],
+    "mrpc": ["accuracy", "f1"],
+    "qqp": ["accuracy", "f1"],
+    "stsb": ["pearson", "spearmanr"],
+}  # all others: accuracy
+METRIC_OF = {"ax": "cola"}  # GLUE scores its diagnostic set with the Matthews correlation
 LOCAL_MODULE = Path(__file__).parent / "metric_modules" / "glue" / "glue.py"
 
 
@@ -35,28 +43,48 @@ def load_metric(task_name: str) -> EvaluationModule:
 
 
 def predicted(outputs: np.ndarray | tuple[np.ndarray, ...], task: Task) -> np.ndarray:
-    """Turn a model's outputs, logits of shape (B, C), into classes or numbers of shape (B,)."""
+    """Turn a model's outputs, logits of shape (B, C), into what it predicts.
+
+    Returns:
+        Classes or numbers of shape (B,); for several classes per text, 0 or 1 of shape (B, C).
+    """
     logits = outputs[0] if isinstance(outputs, tuple) else outputs
-    return logits[:, 0] if task.is_regression else np.argmax(logits, axis=1)
+    if task.is_regression:
+        return np.asarray(logits[:, 0])
+    if task.is_multi_label:
+        return (logits > 0).astype(int)  # a probability above one half
+    return np.asarray(np.argmax(logits, axis=1))
+
+
+def metric_names(task: Task) -> list[str]:
+    """Return the names of everything that `metric_function` measures for a task."""
+    if task.name is not None:
+        names = GLUE_METRICS.get(task.name, ["accuracy"])
+        return [*names, "combined_score"] if len(names) > 1 else names
+    if task.is_regression:
+        return ["mse"]
+    return ["accuracy", "f1"] if task.is_multi_label else ["accuracy"]
 
 
 def metric_function(task: Task, order: list[int]) -> Callable[[EvalPrediction], dict[str, float]]:
-    """Build Trainer's `compute_metrics`; several scores also give their mean, `combined_score`.
+    """Return the trainer's `compute_metrics`; several scores also give their mean.
 
     Args:
-        task: GLUE's, or one of the user's own (accuracy, or the mean squared error).
+        task: GLUE's (its own metrics, and `combined_score` for more than one), or one of the
+            user's own: accuracy; with several classes per text also the micro-averaged F1; or the
+            mean squared error.
         order: id of a class in the task -> id in the model; F1 needs the task's own.
     """
-    metric = load_metric(task.name) if task.name is not None else None
+    metric = load_metric(METRIC_OF.get(task.name, task.name)) if task.name is not None else None
     back = np.argsort(order)
 
     def compute(evaluation: EvalPrediction) -> dict[str, float]:
         predictions = predicted(evaluation.predictions, task)
         labels = np.asarray(evaluation.label_ids)
-        if not task.is_regression:
-            predictions, labels = back[predictions], back[labels]
         if metric is None:
             return _own_score(task, predictions, labels)
+        if not task.is_regression:
+            predictions, labels = back[predictions], back[labels]
         scores = metric.compute(predictions=predictions, references=labels)
         if len(scores) > 1:
             scores["combined_score"] = float(np.mean(list(scores.values())))
@@ -68,4 +96,11 @@ def metric_function(task: Task, order: list[int]) -> Callable[[EvalPrediction], 
 def _own_score(task: Task, predictions: np.ndarray, labels: np.ndarray) -> dict[str, float]:
     if task.is_regression:
         return {"mse": float(np.mean((predictions - labels) ** 2))}
-    return {"accuracy": float(np.mean(predictions == labels))}
+    if not task.is_multi_label:
+        return {"accuracy": float(np.mean(predictions == labels))}
+    same = predictions == labels
+    hits, wrong = np.sum(same & (labels == 1)), np.sum(~same)
+    return {
+        "accuracy": float(np.mean(same.all(axis=1))),
+        "f1": float(2 * hits / max(2 * hits + wrong, 1)),
+    }

@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from torch.nn import Linear
@@ -16,9 +18,12 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from glue_scripts.arguments import InputError, ModelArguments, Task
-from glue_scripts.data import label_names
+from glue_scripts.arguments import ModelArguments
+from glue_scripts.labels import HEAD, has_head, head_names
+from glue_scripts.tasks import Task
 from hf_sam.parts.base import nearest
+from shared_scripts.errors import InputError, one_line
+from shared_scripts.files import read_json
 
 logger = logging.getLogger(__name__)
 
@@ -29,12 +34,16 @@ def load_config_and_tokenizer(
     """Load what must be known before the data is read.
 
     Raises:
-        InputError: the tokenizer cannot pad.
+        InputError: one of them cannot be loaded, or the tokenizer cannot pad.
     """
     options = args.download_options
-    config = AutoConfig.from_pretrained(args.config_name or args.model_name_or_path, **options)
+    name = args.config_name or args.model_name_or_path
+    flag = "model_name_or_path" if args.config_name is None else "config_name"
+    config = _loaded(flag, name, "configuration", AutoConfig.from_pretrained, **options)
     name = args.tokenizer_name or args.model_name_or_path
-    tokenizer = AutoTokenizer.from_pretrained(name, use_fast=args.use_fast_tokenizer, **options)
+    options = options | {"use_fast": args.use_fast_tokenizer}
+    flag = "model_name_or_path" if args.tokenizer_name is None else "tokenizer_name"
+    tokenizer = _loaded(flag, name, "tokenizer", AutoTokenizer.from_pretrained, **options)
     if tokenizer.pad_token_id is None:
         raise InputError(
             f"the tokenizer of {name} has no pad token, so texts of different length make no "
@@ -44,25 +53,12 @@ def load_config_and_tokenizer(
     return config, tokenizer
 
 
-def label_order(config: PretrainedConfig, task: Task) -> list[int]:
-    """Return, for each class of the task, its place in the model's head.
-
-    A model that was trained on the same classes keeps its own order; any other takes the task's.
-    """
-    names = [name.lower() for name in label_names(config)]
-    labels = [label.lower() for label in task.labels]
-    if sorted(names) == sorted(labels):
-        return [names.index(label) for label in labels]
-    return list(range(task.num_labels))
-
-
-def max_length(wanted: int, tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig) -> int:
-    """Return `wanted`, or with a warning the largest number of tokens that the model takes."""
-    positions = getattr(config, "max_position_embeddings", None) or wanted
-    limit = min(tokenizer.model_max_length, positions)
-    if wanted > limit:
-        logger.warning("--max_seq_length %d is more than the model takes: using %d", wanted, limit)
-    return min(wanted, limit)
+def _loaded(flag: str, name: str, what: str, load: Callable[..., Any], **options: Any) -> Any:
+    try:
+        return load(name, **options)
+    except Exception as error:  # foreign files: anything can be raised while they are read
+        hint = f"; --{what}_name gives another one" if what == "tokenizer" else ""
+        raise InputError(f"--{flag} {name}: no {what}: {one_line(error)}{hint}") from error
 
 
 def load_model(
@@ -75,22 +71,94 @@ def load_model(
     """Load the weights under a head for the task, with LoRA adapters where asked for.
 
     Raises:
-        InputError: the adapters' target modules do not exist.
+        InputError: the weights cannot be loaded, they have another head, or the adapters' target
+            modules do not exist.
     """
+    _warn_of_another_head(config, task)
+    before = head_names(config)
     config.num_labels = task.num_labels
-    config.problem_type = "regression" if task.is_regression else "single_label_classification"
+    config.problem_type = task.problem_type
     if not task.is_regression:
         config.label2id = dict(zip(task.labels, order, strict=True))
         config.id2label = {index: label for label, index in config.label2id.items()}
-    if getattr(config, "pad_token_id", None) is None:
-        config.pad_token_id = tokenizer.pad_token_id
-    model = AutoModelForSequenceClassification.from_pretrained(
-        args.model_name_or_path,
-        config=config,
-        ignore_mismatched_sizes=args.ignore_mismatched_sizes,
-        **args.download_options,
-    )
+    _set_padding(config, tokenizer)
+    trained = adapters_of(args.model_name_or_path)
+    base = args.model_name_or_path if trained is None else trained["base_model_name_or_path"]
+    try:
+        model = AutoModelForSequenceClassification.from_pretrained(
+            base,
+            config=config,
+            ignore_mismatched_sizes=args.ignore_mismatched_sizes,
+            **args.download_options,
+        )
+        if trained is not None:
+            require_peft()
+            return _with_trained_adapters(model, args.model_name_or_path)
+    except InputError:
+        raise
+    except Exception as error:  # foreign files: anything can be raised while they are read
+        raise InputError(
+            f"--model_name_or_path {args.model_name_or_path}: {_reason(error, before, task)}"
+        ) from error
     return _add_adapters(model, args) if args.use_peft else model
+
+
+def adapters_of(name: str) -> dict[str, Any] | None:
+    """Return the description of the adapters that a folder holds instead of a whole model."""
+    path = Path(name) / "adapter_config.json"
+    return read_json(path) if path.is_file() else None
+
+
+def _with_trained_adapters(model: PreTrainedModel, folder: str) -> Any:
+    from peft import PeftModel
+
+    return PeftModel.from_pretrained(model, folder, is_trainable=True)
+
+
+def _reason(error: Exception, before: tuple[str, ...], task: Task) -> str:
+    """Say why weights cannot be loaded; a head of another size has its own remedy."""
+    if "ignore_mismatched_sizes" not in str(error):
+        return f"no model for sequence classification: {one_line(error)}"
+    wanted = ", ".join(task.labels) or "one score"
+    return (
+        f"weights of it have another shape: its head has {len(before)} outputs "
+        f"({', '.join(before)}), the task wants {task.num_labels} ({wanted}). "
+        "--ignore_mismatched_sizes begins with a new head; to use this one, give the data of its "
+        "own task"
+    )
+
+
+def _warn_of_another_head(config: PretrainedConfig, task: Task) -> None:
+    """Say loudly that a head was trained for a task of another kind."""
+    kinds = [name for name in config.architectures or [] if "For" in name]
+    other = [name for name in kinds if not name.endswith(HEAD) and name.endswith("Classification")]
+    if other:
+        logger.warning(
+            "The checkpoint is a %s: if its head has the same names and shapes, it is taken for "
+            "this task's",
+            other[0],
+        )
+    elif has_head(config) and config.problem_type not in (None, task.problem_type):
+        logger.warning(
+            "The checkpoint's head was trained for %s, and this task is %s",
+            config.problem_type,
+            task.problem_type,
+        )
+
+
+def _set_padding(config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Tell the model which token pads: decoders classify by the last one that does not."""
+    own = getattr(config, "pad_token_id", None)
+    if own is None:
+        config.pad_token_id = tokenizer.pad_token_id
+    elif own != tokenizer.pad_token_id:
+        logger.warning(
+            "The tokenizer pads with %d (%s), but the model's configuration says %d: is it the "
+            "tokenizer of this model?",
+            tokenizer.pad_token_id,
+            tokenizer.pad_token,
+            own,
+        )
 
 
 def require_peft() -> None:

@@ -8,15 +8,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
+from transformers import TrainingArguments
 from transformers.hf_argparser import HfArgumentParser, string_to_bool
 
 from hf_sam.parts.base import nearest
+from shared_scripts import settings
+from shared_scripts.errors import InputError, one_line
+from shared_scripts.usage import SCRIPT_DEFAULTS
 
 ARGUMENT_FILES = (".yaml", ".yml", ".json")
-
-
-class InputError(ValueError):
-    """What the user gave cannot be used; the message says what, why and the remedy."""
 
 
 def check_positive(arguments: Any, *names: str) -> None:
@@ -100,17 +100,21 @@ def parse(
     for action in parser._actions:
         if action.dest == "include_num_input_tokens_seen":  # a bool or a word, for transformers
             action.type = _word_or_bool
-    parser.set_defaults(sam_track_memory=True)
+    parser.set_defaults(**SCRIPT_DEFAULTS)
     flags = _with_files(parser, list(argv), recipes)
     _, unknown = parser.parse_known_args(flags)
     if unknown:
         parser.error(_unknown(unknown[0], parser))
     try:
-        return parser.parse_args_into_dataclasses(flags, look_for_args_file=False)
+        parsed = parser.parse_args_into_dataclasses(flags, look_for_args_file=False)
     except InputError:
         raise
-    except ValueError as error:
-        raise InputError(str(error)) from error
+    except (ValueError, TypeError, ImportError, NotImplementedError, OSError) as error:
+        raise InputError(one_line(error, 1000)) from error
+    for group in parsed:
+        if isinstance(group, TrainingArguments):
+            settings.check(group)
+    return parsed
 
 
 def _with_files(parser: ArgumentParser, flags: list[str], recipes: Path | None) -> list[str]:

@@ -59,6 +59,7 @@ from hf_sam.sharpness import (
     random_direction,
     sharpness,
 )
+from shared_scripts.files import write_text
 from shared_scripts.report import ALONG_GRADIENT, ALONG_RANDOM, picture, reading, summary, table
 from shared_scripts.results import UpdateTimer
 
@@ -377,6 +378,6 @@ def run(demo: Demo, argv: Sequence[str] | None = None) -> None:
     )
     given.output_dir.mkdir(parents=True, exist_ok=True)
     path = given.output_dir / "results.json"
-    path.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    write_text(path, json.dumps(results, indent=2) + "\n")
     drawn = picture(results, given.output_dir / "demo.png", demo.title)
     console.print(f"{results['wall_seconds']:.0f} seconds. Picture: {drawn}  Numbers: {path}")

@@ -22,6 +22,7 @@ from transformers import TrainerCallback
 import hf_sam
 from hf_sam import SAMTrainer
 from hf_sam.callbacks import MemoryCallback
+from shared_scripts.files import read_json, write_json, write_text
 
 MEMORY = "max memory (MB)"
 MB = 2**20
@@ -100,10 +101,12 @@ class UpdateTimer(TrainerCallback):
     def __init__(self) -> None:
         """Start without a time."""
         self.seconds: list[float] = []
+        self.has_begun = False
         self._since: float | None = None
 
     def on_step_begin(self, *args: Any, **kwargs: Any) -> None:
         """Start the clock after anything that is not part of an update."""
+        self.has_begun = True
         if self._since is None:
             self._since = time.perf_counter()
 
@@ -194,12 +197,11 @@ def save_results(
         return
     method = {"sam": trainer.sam_config}
     folder = Path(str(trainer.args.output_dir))
-    _write(folder / f"{stage}_results.json", metrics | method | {MEMORY: megabytes})
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / f"{stage}_results.json", metrics | method | {MEMORY: megabytes})
     path = folder / "all_results.json"
-    before = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    results = before | metrics | method | run | {f"{stage} {MEMORY}": megabytes}
-    results[MEMORY] = max(v for k, v in results.items() if k.endswith(f" {MEMORY}"))
-    _write(path, results)
+    results = read_json(path) | metrics | method | run | {f"{stage} {MEMORY}": megabytes}
+    write_json(path, results | {MEMORY: _peak_of_all(results)})
 
 
 def _largest(trainer: SAMTrainer, value: float) -> float:
@@ -207,9 +209,10 @@ def _largest(trainer: SAMTrainer, value: float) -> float:
     return float(trainer.accelerator.gather(mine).max())
 
 
-def _write(path: Path, values: dict[str, Any]) -> None:
-    text = json.dumps(values, indent=4, sort_keys=True)
-    path.write_text(text + "\n", encoding="utf-8")
+def _peak_of_all(results: dict[str, Any]) -> float:
+    """Return the largest of the stages' peaks; a damaged file may hold a text for one."""
+    peaks = [value for key, value in results.items() if key.endswith(f" {MEMORY}")]
+    return max(value for value in peaks if isinstance(value, int | float))
 
 
 def write_predictions(path: Path, predictions: Iterable[float | str]) -> None:
@@ -218,4 +221,4 @@ def write_predictions(path: Path, predictions: Iterable[float | str]) -> None:
         f"{row}\t{item if isinstance(item, str) else format(item, '.3f')}\n"
         for row, item in enumerate(predictions)
     ]
-    path.write_text("index\tprediction\n" + "".join(lines), encoding="utf-8")
+    write_text(path, "index\tprediction\n" + "".join(lines))

@@ -3,20 +3,27 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from shared_scripts.arguments import InputError
+from shared_scripts.checkpoints import checkpoint
+from shared_scripts.errors import InputError, one_line
 
 if TYPE_CHECKING:
     from hf_sam import SAMTrainer, SAMTrainingArguments
     from hf_sam.callbacks import MemoryCallback
     from shared_scripts.results import UpdateTimer
 
+__all__ = ["Run", "checkpoint", "command_line", "describe", "evaluate", "train", "wanted_stages"]
+
+logger = logging.getLogger(__name__)
+
+BEFORE_TRAINING = (ValueError, TypeError, ImportError, NotImplementedError, RuntimeError, OSError)
 STAGES = {"train": "do_train", "validation": "do_eval", "test": "do_predict"}
 
 
@@ -30,6 +37,7 @@ class Run:
         resume_from: checkpoint folder, or None.
         timer: of the updates.
         origin: command, arguments and versions, for the results.
+        metric_names: what every evaluation measures beside the loss.
     """
 
     trainer: SAMTrainer
@@ -37,32 +45,7 @@ class Run:
     resume_from: str | None
     timer: UpdateTimer
     origin: dict[str, Any]
-
-
-def checkpoint(args: SAMTrainingArguments) -> str | None:
-    """Return the checkpoint to resume from; refuse to train over one that is not resumed.
-
-    Raises:
-        InputError: there is a checkpoint that is not asked for, or none where one is.
-    """
-    from transformers.trainer_utils import get_last_checkpoint
-
-    found = get_last_checkpoint(args.output_dir) if Path(args.output_dir).is_dir() else None
-    wanted = str(args.resume_from_checkpoint or "no")
-    if wanted.lower() in ("no", "false"):
-        if args.do_train and found is not None:
-            raise InputError(
-                f"--output_dir {args.output_dir} holds a checkpoint ({Path(found).name}): go on "
-                f"from it with --resume_from_checkpoint {found}, or give another --output_dir"
-            )
-        return None
-    path = found if wanted.lower() in ("yes", "true") else wanted
-    if path is None or not Path(path).is_dir():
-        raise InputError(
-            f"--resume_from_checkpoint {wanted}: there is no such checkpoint "
-            f"(--output_dir {args.output_dir} holds {found or 'none'})"
-        )
-    return path
+    metric_names: Sequence[str] = field(default=("accuracy",), kw_only=True)
 
 
 def set_up_logging(args: SAMTrainingArguments, package: str) -> None:
@@ -104,18 +87,51 @@ def wanted_stages(args: SAMTrainingArguments, known: Sequence[str] = tuple(STAGE
 
 
 def train(run: Run) -> dict[str, Any]:
-    """Train, save the model and the results, and return the metrics."""
+    """Train, save the model and the results, and return the metrics.
+
+    Raises:
+        InputError: the training cannot begin; what fails after the first update is not caught.
+    """
     from shared_scripts.results import PeakMemory, save_results
+    from shared_scripts.settings import check_enough, check_metric
 
     trainer = run.trainer
+    check_metric(trainer.args, run.metric_names)
+    check_enough(trainer.args, len(trainer.train_dataset))
     _check_where(trainer)
     with PeakMemory(trainer.args.device, tracked=_memory_callback(trainer)) as peak:
-        metrics = trainer.train(resume_from_checkpoint=run.resume_from).metrics
+        metrics = _trained(run)
     metrics |= {"train_samples": len(trainer.train_dataset)} | run.timer.metrics()
     trainer.save_model()
     trainer.save_state()
     save_results(trainer, "train", metrics, peak, run.origin)
     return metrics
+
+
+def _trained(run: Run) -> dict[str, Any]:
+    """Train; what is refused before an update begins comes from the settings."""
+    try:
+        return dict(run.trainer.train(resume_from_checkpoint=run.resume_from).metrics)
+    except BEFORE_TRAINING as error:
+        if run.timer.has_begun:
+            raise
+        logger.debug("the training cannot begin", exc_info=True)
+        raise InputError(f"the training cannot begin: {one_line(error, 1000)}") from error
+
+
+def build_trainer(**parts: Any) -> SAMTrainer:
+    """Return the trainer of these parts; what it refuses comes from the settings.
+
+    Raises:
+        InputError: it refuses something.
+    """
+    from hf_sam import SAMTrainer
+
+    try:
+        return SAMTrainer(**parts)
+    except BEFORE_TRAINING as error:
+        logger.debug("no trainer can be built", exc_info=True)
+        raise InputError(f"no trainer can be built: {one_line(error, 1000)}") from error
 
 
 def _check_where(trainer: SAMTrainer) -> None:
@@ -149,7 +165,7 @@ def evaluate(run: Run) -> dict[str, Any]:
         for name, data in run.validation.items():
             scores = run.trainer.evaluate(eval_dataset=data) | {"eval_samples": len(data)}
             suffix = "_mm" if name == "mnli-mm" else ""
-            metrics |= {key + suffix: value for key, value in scores.items() if key != "epoch"}
+            metrics |= {k if k == "epoch" else k + suffix: v for k, v in scores.items()}
     save_results(run.trainer, "eval", metrics, peak, run.origin)
     return metrics
 
@@ -171,8 +187,19 @@ def describe(run: Run, base: str | None, **card: Any) -> None:
 
 
 def command_line(main: Callable[[], Any], script: str) -> None:
-    """Run `main`; an InputError is one line, without a traceback."""
+    """Run `main`; an InputError is one line, without a traceback, and the exit status is 2.
+
+    Args:
+        main: beside its `arguments.py`, which `--help` is read off.
+        script: its name.
+    """
+    if {"-h", "--help"} & set(sys.argv[1:]):
+        from shared_scripts.usage import show
+
+        print(show(Path(inspect.getfile(main)).parent, script), end="")
+        return
     try:
         main()
     except InputError as error:
-        sys.exit(f"{script}: error: {error}")
+        print(f"{script}: error: {one_line(str(error), 4000)}", file=sys.stderr)
+        sys.exit(2)

@@ -10,13 +10,13 @@ import pytest
 from transformers import TrainingArguments
 
 from glue_scripts.arguments import (
-    TASKS,
     Arguments,
     DataTrainingArguments,
-    InputError,
     ModelArguments,
     parse_arguments,
 )
+from glue_scripts.tasks import TASKS
+from shared_scripts.errors import InputError
 
 BASE = ["--model_name_or_path", "m", "--task_name", "mrpc"]
 Flags = Callable[..., list[str]]
@@ -33,6 +33,16 @@ def test_defaults_are_those_of_transformers_own_script() -> None:
     assert (model.model_revision, model.use_fast_tokenizer) == ("main", True)
     assert (model.ignore_mismatched_sizes, model.use_peft) == (False, False)
     assert args.sam == "sam"
+
+
+def test_the_arguments_of_transformers_own_script_are_there() -> None:
+    data = "task_name dataset_name dataset_config_name max_seq_length overwrite_cache"
+    data += " pad_to_max_length max_train_samples max_eval_samples max_predict_samples"
+    data += " train_file validation_file test_file"
+    model = "model_name_or_path config_name tokenizer_name cache_dir use_fast_tokenizer"
+    model += " model_revision token trust_remote_code ignore_mismatched_sizes"
+    assert {*data.split()} <= {field.name for field in dataclasses.fields(DataTrainingArguments)}
+    assert {*model.split()} <= {field.name for field in dataclasses.fields(ModelArguments)}
 
 
 def test_every_field_is_a_flag(capsys: pytest.CaptureFixture[str]) -> None:
@@ -64,6 +74,7 @@ FILE = {
     "eval_strategy": "epoch",
     "sam_where": ["no_norm", "no_embeddings"],
     "max_train_samples": None,
+    "lr_scheduler_type": "cosine_with_restarts",
     "lr_scheduler_kwargs": {"num_cycles": 2},
     "lora_target_modules": "query",
 }
@@ -93,6 +104,7 @@ eval_strategy: epoch
 save_strategy: no  # and this as false
 sam: none
 sam-where: [no_norm, no_embeddings]
+lr_scheduler_type: cosine_with_restarts
 lr_scheduler_kwargs: {num_cycles: 2}
 lora_target_modules: query
 """

@@ -8,8 +8,13 @@ import pytest
 from datasets import ClassLabel, Dataset, Value
 from transformers import BertConfig
 
-from glue_scripts.arguments import TASKS, DataTrainingArguments, InputError, Task
-from glue_scripts.data import GlueData, Part, label_encoder, load_data, tokenize
+from glue_scripts.arguments import DataTrainingArguments
+from glue_scripts.data import GlueData, load_data
+from glue_scripts.labels import label_encoder
+from glue_scripts.sources import Part
+from glue_scripts.tasks import TASKS, Task
+from glue_scripts.tokens import tokenize
+from shared_scripts.errors import InputError
 from tests.glue.conftest import build_tokenizer, pairs
 
 Columns = dict[str, list]

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 from transformers import EvalPrediction
 
-from glue_scripts.arguments import TASKS, Task
 from glue_scripts.metrics import LOCAL_MODULE, load_metric, metric_function
+from glue_scripts.tasks import TASKS, Task
 
 PREDICTIONS = [1, 1, 1, 0, 0, 1]
 REFERENCES = [1, 1, 0, 0, 1, 1]

@@ -13,8 +13,8 @@ import torch
 from datasets import Dataset
 from transformers import AutoModelForSequenceClassification
 
-from glue_scripts.arguments import InputError
 from glue_scripts.run_glue import main
+from shared_scripts.errors import InputError
 from tests.glue.conftest import build_tokenizer, pairs
 
 SCRIPT = Path(__file__).parents[2] / "glue_scripts" / "run_glue.py"
@@ -172,6 +172,12 @@ def test_lora_trains_adapters_only(
     assert (saved.r, saved.lora_alpha, saved.lora_dropout) == (2, 4, 0.1)
     assert set(saved.target_modules) == {"query", "value"}
     assert not (tmp_path / "out" / "model.safetensors").exists()
+    before = json.loads((tmp_path / "out" / "eval_results.json").read_text())
+    again = {"model_name_or_path": tmp_path / "out", "output_dir": tmp_path / "again"}
+    after = main(flags("--do_eval", task_name="mrpc", data_dir=glue_dir, **again))
+    assert after["eval_loss"] == pytest.approx(before["eval_loss"], abs=1e-6)
+    main(flags("--do_train", "--use_peft", task_name="mrpc", data_dir=glue_dir, **again))
+    assert peft.LoraConfig.from_pretrained(tmp_path / "again").r == 2
 
 
 def test_the_model_card_names_task_and_result(flags: Flags, glue_dir: Path, tmp_path: Path) -> None:
@@ -267,7 +273,7 @@ def test_under_accelerate_launch(flags: Flags, glue_dir: Path, results: Results)
 @pytest.mark.slow
 def test_an_error_on_the_command_line_is_one_line(flags: Flags) -> None:
     done = run_script(str(SCRIPT), *flags("--do_train", task_name="mprc"))
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert done.stderr.startswith("run_glue.py: error: --task_name mprc: unknown task")
     assert len(done.stderr.splitlines()) == 1
 
