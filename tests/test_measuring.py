@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 from collections.abc import Callable
@@ -293,15 +294,15 @@ class Mixed(Net):
         return super().forward(share * x + (1 - share) * x[torch.randperm(len(x))], labels)
 
 
-class Moving(Net):
-    """Scales its loss by a number of its own, which every forward moves."""
+SEEN = itertools.count(2)
 
-    seen = 1.0
+
+class Moving(Net):
+    """Scales its loss by a number that every forward moves, and that nobody can put back."""
 
     def forward(self, x: Tensor, labels: Tensor | None = None) -> dict[str, Tensor]:
-        self.seen += 1
         found = super().forward(x, labels)
-        return {**found, "loss": found["loss"] * self.seen}
+        return {**found, "loss": found["loss"] * next(SEEN)}
 
 
 @pytest.mark.parametrize(

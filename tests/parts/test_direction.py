@@ -44,7 +44,7 @@ def test_a_missing_gradient_counts_as_zero_and_stays_missing() -> None:
 def test_a_non_finite_gradient_is_not_absorbed(bad: float) -> None:
     part = minus_average(decay=0.5)
     moved = step(part, [1.0, bad])
-    assert not torch.isfinite(moved.norm()), "and must not be followed either"
+    assert not 0 < float(moved.norm()) < float("inf"), "and must not be followed either"
     assert average(part) == [[0.0, 0.0]]
     close(step(part, [1.0, 5.0])[0], [1.0, 5.0])  # now is the first use
     step(part, [bad, 1.0])
