@@ -233,7 +233,11 @@ class SAMMixin(TrainerBase):
             generators=option(self.args, "sam_replay_rng"),
             weights=not is_fsdp2(self),
         )
-        return Records(self, NO_RECORDS, search, self._trained, keeps=lambda: self._passes.asked)
+        # A method that somebody has replaced on this object is theirs, and so is what it counts.
+        replaced = {name for name in vars(self) if callable(getattr(type(self), name, None))}
+        return Records(
+            self, NO_RECORDS | replaced, search, self._trained, keeps=lambda: self._passes.asked
+        )
 
     def _trained(self) -> list[Tensor]:
         groups = getattr(self.optimizer, "param_groups", [])

@@ -6,8 +6,8 @@ from __future__ import annotations
 import copy
 import logging
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import pytest
 import torch
@@ -47,16 +47,24 @@ def split(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     return parts
 
 
+STOOD: WeakKeyDictionary[Any, list[dict[str, Tensor]]] = WeakKeyDictionary()
+
+
 class Watching(SAMTrainer):
     """Keeps the parameters that stood in the model in every forward pass."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.notes = SimpleNamespace(stood=[])  # of all passes; a list here would be of one
+        STOOD[self] = []
         self.model.register_forward_pre_hook(self._look)
 
+    @property
+    def stood(self) -> list[dict[str, Tensor]]:
+        """The parameters in every pass; a list among the attributes would be of the clean one."""
+        return STOOD[self]
+
     def _look(self, module: nn.Module, *args: Any) -> None:
-        self.notes.stood.append({n: p.detach().clone() for n, p in self.model.named_parameters()})
+        self.stood.append({n: p.detach().clone() for n, p in self.model.named_parameters()})
 
 
 def moved_between(a: dict[str, Tensor], b: dict[str, Tensor]) -> set[str]:
@@ -70,10 +78,10 @@ def test_only_the_adapter_is_perturbed_and_trained(tmp_path: Path, kind: str) ->
     trainable, frozen = split(model)
     trainer = make_trainer(tmp_path, built=model, cls=Watching, sam_rho=0.5, max_steps=4)
     trainer.train()
-    assert len(trainer.notes.stood) == 8
-    for stood in trainer.notes.stood:
+    assert len(trainer.stood) == 8
+    for stood in trainer.stood:
         assert not moved_between(frozen, stood)
-    for here, there in zip(trainer.notes.stood[0::2], trainer.notes.stood[1::2], strict=True):
+    for here, there in zip(trainer.stood[0::2], trainer.stood[1::2], strict=True):
         moved = moved_between(here, there)
         assert moved and moved <= trainable.keys()
         size = sum(float((there[n] - here[n]).square().sum()) for n in moved) ** 0.5
@@ -87,8 +95,8 @@ def test_the_first_perturbation_lies_in_b(tmp_path: Path) -> None:
     """LoRA's B is zero at first, so A has a zero gradient; from the second update on both move."""
     trainer = make_trainer(tmp_path, built=adapted(), cls=Watching, max_steps=3)
     trainer.train()
-    first = moved_between(*trainer.notes.stood[0:2])
-    second = moved_between(*trainer.notes.stood[2:4])
+    first = moved_between(*trainer.stood[0:2])
+    second = moved_between(*trainer.stood[2:4])
     assert not any("lora_A" in name for name in first)
     assert any("lora_B" in name for name in first)
     assert any("lora_A" in name for name in second)
@@ -124,10 +132,10 @@ def test_only_the_active_adapter_is_perturbed(tmp_path: Path) -> None:
         model.set_adapter(active)
         trainer = make_trainer(tmp_path, built=model, cls=Watching, max_steps=2, sam_rho=0.5)
         trainer.train()
-        moved = moved_between(*trainer.notes.stood[2:4])
+        moved = moved_between(*trainer.stood[2:4])
         assert moved and all(f".{active}." in name for name in moved if "lora" in name)
         assert not any(f".{idle}." in name for name in moved)
-        ends = moved_between(trainer.notes.stood[0], trainer.notes.stood[-1])
+        ends = moved_between(trainer.stood[0], trainer.stood[-1])
         assert ends and not any(f".{idle}." in name for name in ends)
 
 
@@ -139,7 +147,7 @@ def test_two_active_adapters(tmp_path: Path) -> None:
     model.base_model.set_adapter(["default", "other"])
     trainer = make_trainer(tmp_path, built=model, cls=Watching, max_steps=1, sam_rho=0.5)
     trainer.train()
-    here, there = trainer.notes.stood
+    here, there = trainer.stood
     moved = moved_between(here, there)
     assert {part for part in ("default", "other") if any(f".{part}." in n for n in moved)} == {
         "default",
@@ -186,7 +194,7 @@ def test_where_chooses_within_the_adapter(tmp_path: Path) -> None:
         tmp_path, built=adapted(), cls=Watching, sam_where=["lora_B"], max_steps=2
     )
     trainer.train()
-    moved = moved_between(*trainer.notes.stood[2:4])
+    moved = moved_between(*trainer.stood[2:4])
     assert moved and all("lora_B" in name for name in moved)
 
 
@@ -212,7 +220,7 @@ def test_an_adapter_over_a_16_bit_base(tmp_path: Path, caplog: pytest.LogCapture
         trainer = Watching(model=model, args=trainer.args, train_dataset=data, sam="sam")
         trainer.train()
     assert not [r for r in caplog.records if "rounds" in r.getMessage()]
-    here, there = trainer.notes.stood[2:4]
+    here, there = trainer.stood[2:4]
     moved = moved_between(here, there)
     size = sum(float((there[n] - here[n]).double().square().sum()) for n in moved) ** 0.5
     assert size == pytest.approx(0.05, rel=1e-3)

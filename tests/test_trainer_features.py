@@ -171,7 +171,7 @@ def test_compute_loss_func(tmp_path: Path) -> None:
     zero = trained(tmp_path, arguments={"sam_rho": 0.0}, compute_loss_func=losses["zero"])
     sam = trained(tmp_path, arguments={"sam_rho": 0.1}, compute_loss_func=losses["sam"])
     assert losses["plain"].calls == 4
-    assert losses["sam"].calls == losses["zero"].calls == 8
+    assert losses["sam"].calls == losses["zero"].calls == 4, "what others count is put back"
     assert {int(count) for count in losses["sam"].items} == {8}
     assert_equal(weights(zero), weights(plain))
     assert logged(zero) == logged(plain)

@@ -211,7 +211,8 @@ class PassRunner:
 
     def _backward_drawn(self, model: nn.Module, batch: Batch, num_items: Any) -> Tensor:
         """Run a drawn example without dropout, and with the running statistics."""
-        with self._which("ascent", self._number):
+        # Before the first pass it is as when the loss is asked: there is no clean pass yet.
+        with self._which("ascent" if self._number else "clean", self._number):
             try:
                 loss = self._backward_evaluating(model, batch, num_items)
             except (AttributeError, KeyError, TypeError, ValueError):

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -35,6 +36,10 @@ CHECKPOINTED = {
 EVERY_BATCH = {"gradient_accumulation_kwargs": {"sync_each_batch": True}}
 
 
+NOTES: WeakKeyDictionary[Any, SimpleNamespace] = WeakKeyDictionary()
+"""Per trainer; what hangs on a trainer itself is put back after every pass but the clean one."""
+
+
 class Recorder(SAMTrainer):
     """Remembers what Trainer hands over, and counts backward passes and all-reduces of gradients.
 
@@ -50,13 +55,18 @@ class Recorder(SAMTrainer):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         # Of all passes: what stands in the trainer itself is kept of the clean one only.
-        self.notes = SimpleNamespace(seen=[], backwards=0, reduced=[])
+        NOTES[self] = SimpleNamespace(seen=[], backwards=0, reduced=[])
         super().__init__(*args, **kwargs)
         if self.accelerator.ddp_handler is not None:
             self.accelerator.ddp_handler.gradient_as_bucket_view = self.views
         self.add_callback(_OpenUpdate(self))
         self.original_backward = self.accelerator.backward
         self.accelerator.backward = self.counted_backward
+
+    @property
+    def notes(self) -> SimpleNamespace:
+        """What was noted so far."""
+        return NOTES[self]
 
     def counted_backward(self, loss: Tensor, **kwargs: Any) -> None:
         """Count, and overflow where that is asked for."""
