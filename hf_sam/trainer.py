@@ -26,9 +26,10 @@ from .engine.table import is_fsdp2, reentrant
 from .host.checks import GIVEN, check_averaged, check_host
 from .host.hooks import check_hooks
 from .host.logs import RunningMeans
-from .host.passes import PassRunner, WhichPass
+from .host.passes import PassRunner
 from .host.records import Records
 from .host.state import Search
+from .host.which import WhichPass
 from .host.window import Window, check_cuttable, check_drawable, data_of, draw
 from .landscape import Landscape, Progress, RandomStates, Replay, Store, Update
 from .methods import Method, Plain, asks

@@ -8,7 +8,6 @@ from collections.abc import Collection, Iterator, Sequence
 from types import CodeType
 from typing import Any, NoReturn
 
-from torch import nn
 from torch.utils.hooks import RemovableHandle
 from transformers import Trainer
 
@@ -79,16 +78,6 @@ def forbid_forward(trainer: Any) -> RemovableHandle:
         )
 
     return trainer.model.register_forward_pre_hook(refuse)
-
-
-def modules_of(trainer: Trainer) -> list[nn.Module]:
-    """Return what may run in a pass: the model, and modules of the loss, also by name."""
-    found: list[nn.Module] = []
-    for value in vars(trainer).values():
-        for one in value.values() if isinstance(value, dict) else (value,):
-            if isinstance(one, nn.Module):
-                found.append(one)
-    return found
 
 
 def has_own_step(trainer: Trainer) -> bool:

@@ -16,7 +16,7 @@ from transformers import DataCollatorForLanguageModeling, Trainer, set_seed
 from hf_sam import SAMTrainer
 from hf_sam.host.inputs import Inputs, Loan
 from hf_sam.host.losses import honours_num_items
-from hf_sam.host.passes import evaluating
+from hf_sam.host.which import evaluating
 from hf_sam.host.window import draw
 from hf_sam.landscape import Replay
 from tests.engine.test_state import Moving, same
