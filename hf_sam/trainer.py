@@ -36,9 +36,10 @@ from .host.logs import RunningMeans
 from .host.losses import check_losses
 from .host.measuring import Measuring
 from .host.parameters import Parameters
-from .host.passes import PassRunner, WhichPass
+from .host.passes import PassRunner
 from .host.records import Records
 from .host.state import Search
+from .host.which import WhichPass
 from .host.window import Window, check_cuttable, check_drawable, data_of, draw
 from .landscape import Landscape, Progress, RandomStates, Replay, Store, Update
 from .methods import Method, Plain, asks

@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from types import CodeType
 from typing import Any, NoReturn
 
-from torch import nn
 from transformers import Trainer
 
 GIVEN = frozenset(inspect.signature(Trainer.__init__).parameters)
@@ -92,16 +91,6 @@ def forbid_forward(trainer: Any) -> Iterator[None]:
     finally:
         guard.remove()
         del trainer.compute_loss
-
-
-def modules_of(trainer: Trainer) -> list[nn.Module]:
-    """Return what may run in a pass: the model, and modules of the loss, also by name."""
-    found: list[nn.Module] = []
-    for value in vars(trainer).values():
-        for one in value.values() if isinstance(value, dict) else (value,):
-            if isinstance(one, nn.Module):
-                found.append(one)
-    return found
 
 
 def own_step_behind(kind: type, mixin: type) -> bool:

@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,26 +17,8 @@ from .checks import forbid_forward
 from .inputs import Inputs, Loan
 from .losses import honours_num_items, per_example_losses
 from .weighting import Weighting
+from .which import WhichPass, evaluating
 from .window import Batch, TrainerOps, Window
-
-
-class WhichPass(NamedTuple):
-    """Which pass of an update runs.
-
-    Attributes:
-        kind: "clean" for the first pass of an update, whose records, statistics and log entries
-            stay. It looks at the weights as they are, but for methods that have no such pass: their
-            first one is "clean" all the same (`rsam` begins at a perturbed point, `ascent_fraction`
-            with a part of the batch). Where a method treats groups of examples one by one (`msam`,
-            `sam_accumulation="micro"`), each group's first pass is. Any later pass is "descent" if
-            it runs at perturbed weights, else "ascent"; so are the single examples that `ssam_f`
-            draws.
-        number: counts the passes of an update from 1; 0 while the loss is asked, before the first
-            update, whether it honours `num_items_in_batch`.
-    """
-
-    kind: str
-    number: int
 
 
 @dataclass
@@ -211,8 +193,7 @@ class PassRunner:
 
     def _backward_drawn(self, model: nn.Module, batch: Batch, num_items: Any) -> Tensor:
         """Run a drawn example without dropout, and with the running statistics."""
-        # Before the first pass it is as when the loss is asked: there is no clean pass yet.
-        with self._which("ascent" if self._number else "clean", self._number):
+        with self._which("clean", 0):  # before the first pass, and no part of the update
             try:
                 loss = self._backward_evaluating(model, batch, num_items)
             except (AttributeError, KeyError, TypeError, ValueError):
@@ -355,21 +336,3 @@ class PassRunner:
         raise ValueError(
             f"per_example_loss_func returned {found}; it must return losses of shape (B,)"
         )
-
-
-@contextmanager
-def evaluating(model: nn.Module, layers_only: bool = False) -> Iterator[None]:
-    """Have a model in evaluation mode; afterwards each of its modules is in the mode it was in.
-
-    Args:
-        model: the model.
-        layers_only: leave modules that hold others in their mode.
-    """
-    modes = [(module, module.training) for module in model.modules()]
-    for module, mode in modes:
-        module.training = mode and layers_only and any(module.children())
-    try:
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode

@@ -22,6 +22,8 @@ from torch.utils.data import DataLoader
 
 from .holders import Cell, Entries, Holder, Slots, holder_of, slots_of
 
+MANY = 10_000
+"""Entries of a container from which on nobody looks inside of them, even at first."""
 HOOKS = frozenset(vars(nn.Module())) - {"training", "_parameters", "_buffers", "_modules"}
 """Attributes of every module that hold what users registered there, which no pass moves."""
 
@@ -208,7 +210,7 @@ class _Walk:
         holder.own = "." not in re.sub(r"\['[^']*'\]", "", name)
         if self._holds(holder):
             if self._group is None and self._grouped(holder):
-                self._groups.append(holder)
+                self._groups += [holder] if len(value) <= MANY else []
             else:
                 self._inside(holder)
 

@@ -16,7 +16,7 @@ from transformers import DataCollatorForLanguageModeling, Trainer, set_seed
 from hf_sam import SAMTrainer
 from hf_sam.host.inputs import Inputs, Loan
 from hf_sam.host.losses import honours_num_items
-from hf_sam.host.passes import evaluating
+from hf_sam.host.which import evaluating
 from hf_sam.host.window import draw
 from tests.engine.test_state import Moving, same
 from tests.toys import assert_equal, bert, make_trainer, tokenizer, train, weights
@@ -132,7 +132,7 @@ def test_fisher_draws_are_evaluated_and_every_module_returns_to_its_mode(tmp_pat
     options = {"fisher_samples": 3}
     trainer = train(tmp_path, cls=Frozen, sam="ssam_f", sam_options=options, max_steps=1)
     modes = [(kind, training) for kind, _, _, training in trainer.notes.all]
-    assert modes == [("clean", True), *[("ascent", False)] * 3, ("descent", True)]
+    assert modes == [*[("clean", False)] * 3, ("clean", True), ("descent", True)]
     assert not any(m.training for m in trainer.model.bert.embeddings.modules())
     assert trainer.model.training and trainer.model.bert.encoder.training
 
