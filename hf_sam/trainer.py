@@ -3,64 +3,26 @@
 
 from __future__ import annotations
 
-import inspect
-import json
 import logging
-import math
 from collections.abc import Callable, Iterator
-from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from transformers import Trainer, TrainingArguments
-from transformers.trainer_utils import has_length
 
 from . import __version__
 from .arguments import build_method, check_order, main_method, option
-from .callbacks.memory import MemoryCallback
-from .engine.checkpoint import load_state, save_state
-from .engine.choice import check_engine, check_optimizer, check_processes, engine_for
-from .engine.table import is_fsdp2, reentrant
-from .host.checks import (
-    GIVEN,
-    check_averaged,
-    check_host,
-    own_step_behind,
-    refuse_step_in_front,
-)
-from .host.hooks import check_hooks
-from .host.learning_rate import RateShare
-from .host.logs import RunningMeans
-from .host.losses import check_losses
-from .host.measuring import Measuring
-from .host.parameters import Parameters
+from .engine.choice import check_engine, check_optimizer, check_processes
+from .host.card import add_section, write_with_tag
+from .host.checks import check_host, own_step_behind, refuse_step_in_front
 from .host.passes import PassRunner
-from .host.records import Records
-from .host.state import Search
 from .host.which import WhichPass
-from .host.window import Window, check_cuttable, check_drawable, data_of, draw
-from .landscape import Landscape, Progress, RandomStates, Replay, Store, Update
-from .methods import Method, Plain, asks
-from .parts.where import check_patterns, choose
+from .host.window import Window
+from .methods import Method, Plain
+from .run import Run
 
 logger = logging.getLogger(__name__)
-
-NO_RECORDS = GIVEN - {"model", "compute_loss_func"} | {
-    *(
-        "_engine",
-        "_means",
-        "_measuring",
-        "_memory",
-        "_method",
-        "_parameters",
-        "_passes",
-        "_rate_share",
-    ),
-    *("_pending_readings", "_records", "_sam_given", "_window", "_windows"),
-}
-"""Attributes that no pass moves: what a Trainer is given, and what the mixin keeps itself."""
 
 if TYPE_CHECKING:
     TrainerBase = Trainer
@@ -108,7 +70,6 @@ class SAMMixin(TrainerBase):
         self._sam_given = sam
         own_step = own_step_behind(type(self), SAMMixin)
         self._passes = PassRunner(self, super().training_step, per_example_loss_func, own_step)
-        self._measuring: Measuring | None = None
         self._counting = False
         self._window: Window | None = None
         self._windows = 0
@@ -116,9 +77,7 @@ class SAMMixin(TrainerBase):
         self.optimizer: Any
         self._orphan_warned = False
         self.current_gradient_accumulation_steps = 1
-        self._means = RunningMeans()
         self._pending_readings: dict[str, float] = {}
-        self._memory: MemoryCallback | None = None
         for given in (*args, *kwargs.values()):
             if isinstance(given, TrainingArguments):
                 check_processes(given)
@@ -132,6 +91,7 @@ class SAMMixin(TrainerBase):
                 "adapter"
             )
         check_optimizer(self.optimizer, self.args)
+        self._run = Run(self, self._passes, self._method)
 
     # -- one run --------------------------------------------------------------------------------
 
@@ -141,119 +101,22 @@ class SAMMixin(TrainerBase):
         Hyper-parameter searches and batch-size finders call this more than once.
         """
         self._method = build_method(self.args, self._sam_given)
-        self._means, self._pending_readings = RunningMeans(), {}
-        self._window, self._counting = None, False
+        self._window, self._counting, self._pending_readings = None, False, {}
         self._passes.start()
-        self._records = self._new_records()
-        check_hooks(self.model.named_parameters())
+        self._run = Run(self, self._passes, self._method)
         return super()._inner_training_loop(batch_size, *args, **kwargs)
 
     def _prepare_for_training(
         self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: Any
     ) -> Any:
-        """Look at the parameters, now that the optimizer exists, and load the method's state."""
+        """Prepare the run, now that the optimizer exists, and load the method's state."""
         model, loader = super()._prepare_for_training(
             max_steps, train_dataloader, resume_from_checkpoint
         )
-        check_optimizer(self.optimizer, self.args)
-        self._memory = self._memory_callback()
-        self._passes.reentrant = reentrant(self)
-        replay = self._new_replay(option(self.args, "sam_replay_rng"))
-        self._engine = engine_for(self, model, replay, self._local_ascent(), self._passes.reentrant)
-        patterns = option(self.args, "sam_where")
-        self._parameters = Parameters(
-            self.model, partial(self._engine.params, self.optimizer), partial(choose, patterns)
-        )
-        known = self._parameters
-        check_patterns(patterns, known.params, known.names, self.model)
-        inside = [name for name, _ in self.model.named_parameters()]
-        check_averaged(known.names, inside, self.accelerator.num_processes)
-        self._engine.outside = known.outside
-        self._rate_share = RateShare(self.optimizer, self.lr_scheduler, max_steps)
-        self._warn_never(max_steps)
-        batches = len(loader) if has_length(loader) else None
-        self._per_epoch = batches and math.ceil(batches / self.args.gradient_accumulation_steps)
-        self._check_data_needs(loader)
+        self._run.prepare(model, loader, max_steps)
         if resume_from_checkpoint is not None:
-            self._method.load_state_dict(
-                load_state(
-                    resume_from_checkpoint,
-                    self._method.describe(),
-                    known.names,
-                    known.params,
-                    self._engine,
-                    self._method.keeps_state,
-                )
-            )
+            self._run.load(resume_from_checkpoint)
         return model, loader
-
-    def _check_data_needs(self, loader: Any) -> None:
-        """Refuse a method that cannot have of the data what it asks for, and log its groups."""
-        name, steps = self._method.describe()["name"], self.args.gradient_accumulation_steps
-        self._measuring = None
-        wanted = asks(self._method, steps)
-        if wanted.examples:
-            check_cuttable(self, name)
-        if wanted.draws:
-            check_drawable(loader, name)
-        if wanted.losses and not self._passes.own_losses:
-            check_losses(self, name)
-        if wanted.examples:
-            self._measuring = Measuring(self, self._passes, name, wanted.losses)
-        ranks = self.accelerator.num_processes
-        apart = ranks if self._engine.local_ascent else 1
-        if wanted.groups * apart > 1 and self.accelerator.is_main_process:
-            logger.info(
-                f"{name} perturbs {wanted.groups * apart} groups of an update's examples each for "
-                f"itself: {wanted.groups} on each of {apart} ranks, cut from {steps} micro-batches "
-                "in a row."
-            )
-
-    def _memory_callback(self) -> MemoryCallback | None:
-        """Return the user's, or the one that `sam_track_memory` asks for."""
-        for callback in self.callback_handler.callbacks:
-            if isinstance(callback, MemoryCallback):
-                return callback
-        if not option(self.args, "sam_track_memory"):
-            return None
-        self.add_callback(MemoryCallback())
-        return self._memory_callback()
-
-    def _warn_never(self, total: int) -> None:
-        when = self._method.when
-        if when is not None and not when.ever(total, self.args.get_warmup_steps(total)):
-            self._warn(
-                f"SAM never starts in this run: the schedule {when} picks none of its {total} "
-                "updates."
-            )
-
-    def _new_records(self) -> Records:
-        """Return what remembers the state that passes move, for a new run."""
-        search = Search(
-            norm_statistics=option(self.args, "sam_freeze_norm_stats"),
-            generators=option(self.args, "sam_replay_rng"),
-            weights=not is_fsdp2(self),
-        )
-        # A method that somebody has replaced on this object is theirs, and so is what it counts.
-        replaced = {name for name in vars(self) if callable(getattr(type(self), name, None))}
-        return Records(
-            self, NO_RECORDS | replaced, search, self._trained, keeps=lambda: self._passes.asked
-        )
-
-    def _trained(self) -> list[Tensor]:
-        groups = getattr(self.optimizer, "param_groups", [])
-        return [p for group in groups for p in group["params"]]
-
-    def _new_replay(self, random: bool) -> Replay:
-        """Return a replay of all state, and of the random numbers if asked for."""
-        stores: list[Store] = [self._records]
-        if random:
-            stores.append(RandomStates({p.device for p in self.model.parameters()}))
-        return Replay(stores, self._passes.around)
-
-    def _local_ascent(self) -> bool:
-        sync = option(self.args, "sam_ascent_sync")
-        return sync == "local" or (sync == "auto" and self._method.local_ascent)
 
     # -- one update -----------------------------------------------------------------------------
 
@@ -293,23 +156,10 @@ class SAMMixin(TrainerBase):
             self._warn_orphan(window)
             return torch.zeros((), device=self.args.device)
         model.train()
+        # Schedule-free optimizers train and evaluate at different weights.
         if callable(getattr(self.optimizer, "train", None)):
             self.optimizer.train()
-        if self._measuring is not None:
-            self._measuring.look(window)
-        self._engine.start()
-        self._passes.start()
-        self._look_at_parameters()
-        at = self._landscape(window)
-        update = self._method(at)
-        self._passes.settle()
-        self._records.settle()
-        overflow = self._engine.give(self._parameters.params, update)
-        if overflow is not None:
-            at.skip(overflow)
-        self._means.add(at.readings)
-        assert at.loss is not None
-        return at.loss
+        return self._run.update(window)
 
     def _check_calls(self) -> None:
         """Refuse a loop, or a step in front of this one, that does more than hand over batches."""
@@ -321,39 +171,9 @@ class SAMMixin(TrainerBase):
                 "micro-batches of an update are unknown; SAM needs Trainer's own epoch loop"
             )
         # Between the micro-batches of an update nobody else has anything to add.
-        if self._window.batches and any(p.grad is not None for p in self._parameters.params):
+        params = self._run.parameters.params
+        if self._window.batches and any(p.grad is not None for p in params):
             refuse_step_in_front(type(self), SAMMixin, "adds gradients of its own")
-
-    def _landscape(self, window: Window) -> Landscape:
-        """Return the loss of the window's data as a function of the weights."""
-        passes, model = self._passes, self._engine.model
-        update = Update(
-            params=self._parameters.params,
-            backward=partial(passes.backward, model, window),
-            perturbable=self._parameters.perturbable,
-            progress=self._progress(),
-            seed=self.args.seed,
-            names=self._parameters.names,
-            per_example=partial(passes.per_example, model, window),
-            sample=partial(draw, self),
-            engine=self._engine,
-            cosine=self._means.want_cosine(self.state.global_step),
-            on_phase=self._announce,
-        )
-        return Landscape.of(update, data_of(window, passes.ops, passes.items, passes.ranks_counted))
-
-    def _look_at_parameters(self) -> None:
-        """Take in groups that were added, and layers that were unfrozen or frozen."""
-        places = self._parameters.changes()
-        if places is not None:
-            self._engine.outside = self._parameters.outside
-            self._method.realign(places, self._engine.placement)
-
-    def _announce(self, phase: str) -> None:
-        """Tell those who want to know that a phase of the update begins."""
-        self._passes.announce(phase)
-        if self._memory is not None:
-            self._memory.announce(phase)
 
     @property
     def sam_pass(self) -> WhichPass | None:
@@ -366,16 +186,6 @@ class SAMMixin(TrainerBase):
         self._passes.asked |= self._passes.which is not None
         return self._passes.which
 
-    def _progress(self) -> Progress:
-        total = self.state.max_steps
-        return Progress(
-            step=self.state.global_step,
-            total=total,
-            warmup=self.args.get_warmup_steps(total),
-            per_epoch=self._per_epoch,
-            lr_ratio=self._rate_share(),
-        )
-
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> Any:
         """Count the items only for a loss that honours the count, which the loss itself is asked.
 
@@ -386,7 +196,8 @@ class SAMMixin(TrainerBase):
         matters = self.args.gradient_accumulation_steps > 1 or self.args.world_size > 1
         passes = self._passes
         if num_items is not None and passes.honours is None and matters and self._counting:
-            if passes.ask_loss(batch_samples[0], num_items, self._new_replay(random=True)) is False:
+            replay = self._run.new_replay(random=True)
+            if passes.ask_loss(batch_samples[0], num_items, replay) is False:
                 self._warn(
                     f"The loss of {type(self.model).__name__} ignores num_items_in_batch, though "
                     "Trainer believes the opposite: its accumulated gradient would be too large. "
@@ -420,7 +231,7 @@ class SAMMixin(TrainerBase):
     def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
         """Have the readings ready before Trainer writes its training log."""
         if self.control.should_log and self.state.global_step > self._globalstep_last_logged:
-            self._pending_readings = self._means.drain(self._engine.average_)
+            self._pending_readings = self._run.drain()
         super()._maybe_log_save_evaluate(*args, **kwargs)
         self._pending_readings = {}
 
@@ -433,23 +244,15 @@ class SAMMixin(TrainerBase):
             return
         if "loss" in logs:
             logs.update(self._pending_readings)
-        if self._memory is not None:
-            self._memory.add_to(logs)
+        if self._run.memory is not None:
+            self._run.memory.add_to(logs)
         super().log(logs, *args, **kwargs)
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         """Save as the class behind, and the method's state."""
         super()._save_optimizer_and_scheduler(output_dir)
         if not isinstance(self._method, Plain):
-            save_state(
-                output_dir,
-                self._method.describe(),
-                self._method.state_dict(),
-                self._parameters.names,
-                self._parameters.params,
-                self._engine,
-                main=self.args.should_save,
-            )
+            self._run.save(output_dir)
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """Write the card as the class behind, with a tag and a section that names the method."""
@@ -457,20 +260,10 @@ class SAMMixin(TrainerBase):
         if isinstance(self._method, Plain):
             behind(*args, **kwargs)
             return
-        given = inspect.signature(behind).bind(*args, **kwargs)
-        tags = given.arguments.get("tags")
-        tags = [tags] if isinstance(tags, str) else list(tags or [])
-        given.arguments["tags"] = [*tags, *(t for t in ("hf_sam",) if t not in tags)]
-        behind(*given.args, **given.kwargs)
-        card = Path(str(self.args.output_dir)) / "README.md"
-        if self.is_world_process_zero() and card.is_file():
-            key, method = main_method(self._method)
-            described = json.dumps(self.sam_config, indent=2)
-            section = (
-                f"\n### Sharpness-aware minimization\n\nTrained with hf_sam {__version__}, method "
-                f"`{key}` ({method.paper}):\n\n```json\n{described}\n```\n"
-            )
-            card.write_text(card.read_text(encoding="utf-8") + section, encoding="utf-8")
+        write_with_tag(behind, *args, **kwargs)
+        if self.is_world_process_zero():
+            paper = main_method(self._method)[1].paper
+            add_section(str(self.args.output_dir), __version__, paper, self.sam_config)
 
     @property
     def sam_config(self) -> dict[str, Any]:

@@ -199,7 +199,7 @@ def test_the_mode_of_activation_checkpointing(
     trainer = make_trainer(tmp_path, built=network, max_steps=1, **arguments)
     assert reentrant(trainer) is expected
     trainer.train()
-    assert trainer._engine._whole_backward is expected
+    assert trainer._run.engine._whole_backward is expected
     batch = trainer._prepare_inputs(trainer.data_collator(examples("bert", 2)))
     refused = (
         pytest.raises(RuntimeError, match="to not have been used") if expected else nullcontext()
@@ -264,7 +264,7 @@ def test_an_ascent_of_each_rank_needs_a_method_that_allows_it(tmp_path: Path, ca
 def test_one_process_averages_nothing(tmp_path: Path) -> None:
     """Gradients change hands without a copy, and a local ascent does not exist."""
     trainer = train(tmp_path, max_steps=1, sam_ascent_sync="local")
-    engine = trainer._engine
+    engine = trainer._run.engine
     assert isinstance(engine, AcceleratedEngine) and not engine.local_ascent
     params = [torch.nn.Parameter(torch.ones(2)), torch.nn.Parameter(torch.ones(3))]
     for one in (engine, Engine()):
@@ -290,7 +290,7 @@ def test_a_partial_backward_leaves_the_accelerator_as_it_was(tmp_path: Path) -> 
 
     accelerator.backward = own
     params = [torch.nn.Parameter(torch.ones(2)), torch.nn.Parameter(torch.ones(2))]
-    with pytest.raises(RuntimeError), trainer._engine.passes(params, [True, False]):
+    with pytest.raises(RuntimeError), trainer._run.engine.passes(params, [True, False]):
         accelerator.backward((params[0] * params[1]).sum())
         raise RuntimeError
     assert accelerator.backward is own and calls == [["inputs"]]

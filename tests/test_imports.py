@@ -18,6 +18,10 @@ FILES = sorted((ROOT / PACKAGE).rglob("*.py"))
 # sweeps <- sums <- vector <- landscape <- parts <- methods <- arguments <- trainer <- cli; a room
 # may always import itself. `engine` implements what `landscape` asks for, `host` is the guest of a
 # Trainer; `callbacks` and `sharpness` only read.
+ALL = {
+    *("sweeps", "sums", "vector", "landscape", "parts", "methods", "texts", "arguments"),
+    *("engine", "host", "callbacks"),
+}
 MAY_IMPORT = {
     "sweeps": set(),
     "sums": {"sweeps"},
@@ -31,10 +35,8 @@ MAY_IMPORT = {
     "host": {"sweeps", "sums", "vector", "landscape"},
     "callbacks": {"sweeps", "sums", "vector", "landscape"},
     "sharpness": {"sweeps", "sums", "vector", "landscape"},
-    "trainer": {
-        *("sweeps", "sums", "vector", "landscape", "parts", "methods", "arguments"),
-        *("engine", "host", "callbacks", "__version__"),
-    },
+    "run": ALL,
+    "trainer": {*ALL, "run", "__version__"},
 }
 OUTERMOST = {"__init__", "__main__", "cli", "pages"}  # may import every room
 MATHEMATICS = {"sweeps", "sums", "vector", "landscape", "parts", "methods"}

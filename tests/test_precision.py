@@ -329,7 +329,7 @@ def test_scaling_asks_the_device_for_nothing(tmp_path: Path, monkeypatch: Any) -
     quiet = {"logging_steps": 1000, "logging_nan_inf_filter": False, "max_steps": 5}
     running = "a toy"
     wanted = asks(SAM())
-    monkeypatch.setattr("hf_sam.trainer.asks", lambda method, batches: wanted)  # asked on a toy
+    monkeypatch.setattr("hf_sam.run.asks", lambda method, batches: wanted)  # asked on a toy
     for cls in (Trainer, SAMTrainer):
         running = cls.__name__
         trainer = make_trainer(tmp_path, cls=cls, fp16=True, **quiet)
@@ -363,7 +363,7 @@ def test_stored_half_precision_warns_once(
         original = method.update
 
         def update(self: Any, at: Any) -> Any:
-            if at.params[0] is not trainer._parameters.params[0]:
+            if at.params[0] is not trainer._run.parameters.params[0]:
                 return original(self, at)  # on the toy that asks what the method needs
             perturbed = at.perturbed
             at.perturbed = lambda eps: wanted.append([e.clone() for e in eps]) or perturbed(eps)
@@ -376,7 +376,7 @@ def test_stored_half_precision_warns_once(
     said = warnings_of_rounding(caplog)
     assert len(said) == 1
     names = {id(p): i for i, p in enumerate(trainer.model.parameters())}
-    order = [names[id(p)] for p in trainer._parameters.params]
+    order = [names[id(p)] for p in trainer._run.parameters.params]
     actual = torch.cat([(inside[1][i].double() - inside[0][i].double()).flatten() for i in order])
     eps = torch.cat([e.double().flatten() for e in wanted[0]])
     cosine = float(actual @ eps / actual.norm() / eps.norm())

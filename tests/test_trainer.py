@@ -481,7 +481,7 @@ def test_radius_budget_is_a_share_of_the_loss(tmp_path: Path) -> None:
 
 def known(trainer: Any) -> tuple[Any, Any]:
     """The names of the parameters, and which of them may be perturbed."""
-    return trainer._parameters.names, trainer._parameters.perturbable
+    return trainer._run.parameters.names, trainer._run.parameters.perturbable
 
 
 def test_where(tmp_path: Path) -> None:
@@ -490,7 +490,9 @@ def test_where(tmp_path: Path) -> None:
     assert logged(norms, "sam/perturbation_norm") == pytest.approx([0.05] * 2, rel=1e-5)
     picked = [
         n
-        for n, yes in zip(norms._parameters.names, norms._parameters.perturbable, strict=True)
+        for n, yes in zip(
+            norms._run.parameters.names, norms._run.parameters.perturbable, strict=True
+        )
         if yes
     ]
     assert picked and all("LayerNorm" in n for n in picked)

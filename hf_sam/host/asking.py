@@ -32,7 +32,7 @@ class Asking:
     def __init__(self, trainer: Any, passes: Any) -> None:
         self._trainer, self._passes = trainer, passes
         self.ops = TrainerOps(Weighting(), getattr(trainer, "take", None))
-        self._replay = trainer._new_replay(random=True)
+        self._replay = trainer._run.new_replay(random=True)
 
     def loss(
         self, batch: Batch, index: slice | None, num_items: Any, seed: int | None = None

@@ -184,9 +184,11 @@ def check_drawable(loader: Any, method: str) -> None:
         )
 
 
-def draw(trainer: Any, n: int, generator: torch.Generator) -> list[Batch]:
-    """Draw n training examples, equally on all ranks, and return this rank's share of them, one
-    batch each.
+def draw(trainer: Any, engine: Any, n: int, generator: torch.Generator) -> list[Batch]:
+    """Draw n training examples, equally on all ranks, as batches of one.
+
+    Returns:
+        The share that this rank looks at, as the engine says.
     """
     loader = trainer.callback_handler.train_dataloader
     data = loader.dataset
@@ -195,5 +197,5 @@ def draw(trainer: Any, n: int, generator: torch.Generator) -> list[Batch]:
     # Their own generators and counters serve the updates' batches.
     stores = [Records(maker, settled=True) for maker in makers if hasattr(maker, "__dict__")]
     with Replay(stores).no_trace():
-        batches = [loader.collate_fn([data[i]]) for i in trainer._engine.mine(chosen)]
+        batches = [loader.collate_fn([data[i]]) for i in engine.mine(chosen)]
     return [Batch(trainer._prepare_inputs(copy.copy(b)), whole=False, drawn=True) for b in batches]

@@ -143,7 +143,8 @@ def outcome(trainer: SAMTrainer) -> Found:
         if "loss" in entry
     ]
     held = sum(
-        p.to_local().numel() if isinstance(p, DTensor) else 0 for p in trainer._parameters.params
+        p.to_local().numel() if isinstance(p, DTensor) else 0
+        for p in trainer._run.parameters.params
     )
     weights = [whole(p) for p in trainer.model.parameters()]
     return {"weights": weights, "logs": logs, "held": held}
@@ -209,7 +210,7 @@ def fsdp2_plugin(folder: Path) -> Found:
 
 def handed_over(trainer: SAMTrainer, folder: Path) -> Found:
     """Return the method's whole state, and whether reading it from one process's file cuts it."""
-    method, engine, params = trainer._method, trainer._engine, trainer._parameters.params
+    method, engine, params = trainer._method, trainer._run.engine, trainer._run.parameters.params
     state = method.state_dict()
 
     def gathered(value: Any) -> Any:
@@ -219,7 +220,7 @@ def handed_over(trainer: SAMTrainer, folder: Path) -> Found:
         return Vector(None if t is None else whole(engine.like(p, t)) for p, t in pairs)
 
     everything = {key: gathered(value) for key, value in state.items()}
-    described, names = method.describe(), trainer._parameters.names
+    described, names = method.describe(), trainer._run.parameters.names
     main = trainer.is_world_process_zero()
     save_state(folder, described, everything, names, params, Engine(), main=main)
     torch.distributed.barrier()

@@ -124,8 +124,8 @@ def outcome(trainer: Trainer) -> Found:
             "seen": trainer.notes.seen,
             "backwards": trainer.notes.backwards,
             "reduced": trainer.notes.reduced,
-            "local": trainer._engine.local_ascent,
-            "views": trainer._engine._views,
+            "local": trainer._run.engine.local_ascent,
+            "views": trainer._run.engine._views,
             "state": _plain(trainer._method.state_dict()),
         }
     return found
@@ -465,7 +465,7 @@ def foreign(folder: Path) -> Found:
             found[f"{name} {kind}"] = {
                 "weights": test_foreign.all_weights(trainer),
                 "logs": test_foreign.logs(trainer, ("grad_norm",)),
-                "local": kind != "plain" and trainer._engine.local_ascent,
+                "local": kind != "plain" and trainer._run.engine.local_ascent,
             }
     return found
 

@@ -293,7 +293,7 @@ def test_readings_of_one_training_are_not_in_the_log_of_the_next(tmp_path: Path)
     settings: dict[str, Any] = {"max_steps": 3, "logging_steps": 2, "logging_strategy": "steps"}
     trainer = make_trainer(tmp_path, sam="sam", sam_when="before:0.67", **settings)
     trainer.train()
-    trainer._means._updates += 100
+    trainer._run.means._updates += 100
     trainer._pending_readings = {"sam/old": 1.0}
     trainer.train()
     shares = [e["sam/share_perturbed_updates"] for e in trainer.state.log_history if "loss" in e]
