@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..landscape import Landscape
 from ..parts.radius import Rho, to_length_
+from ..sweeps import by_kind
 from ..vector import Vector
 from .base import Perturbing
 
@@ -70,36 +71,53 @@ class RSAM(Perturbing):
 
     def update(self, at: Landscape) -> Vector:
         """Return the gradient at w + rho v / |v|."""
-        w = at.weights()
-        vectors = w.on([t is not None and t.ndim < 2 for t in w]).norms()
-        noise = (self.noise(at, i, vectors[i]) if yes else None for i, yes in enumerate(at.where))
-        with at.perturbed(Vector(noise, w.placement)):
+        sizes = self.sizes(at)
+        with at.perturbed(self.noise(at, sizes)):
             smooth = at.ascent(self)
         v = smooth.mul_(self.lam)
-        for i in v.present:
-            v[i].add_(self.noise(at, i, vectors[i]))  # type: ignore[union-attr]
+        v.add_(self.noise(at, sizes).on(v.selection))
         del smooth
-        with at.perturbed(to_length_(v, self.rho, v.changed().norm(), at)):
+        with at.perturbed(to_length_(v, self.rho, v.norm(), at)):
             return at.gradient()
 
     def scale(self, x: float) -> float:
         """Return s at the share x of the run, 0 to 1."""
         return self.sigma * (0.2 + 0.8 * (1 - math.cos(math.pi * x)) / 2)
 
-    def noise(self, at: Landscape, i: int, vector: Tensor | None) -> Tensor:
-        """Return the noise of parameter i: the same however often it is asked for.
-
-        Args:
-            at: the update's Landscape.
-            i: number of the parameter.
-            vector: norm of a parameter that is one filter as a whole, `()`.
+    def sizes(self, at: Landscape) -> Vector:
+        """Return the noise's size for each filter, s |w_f|, in a shape that goes with the weights:
+        of the parameters that may be perturbed.
         """
-        w = at.weights()[i]
-        assert w is not None
-        drawn = at.rows(i, normal(w, (at.seed, at.progress.step, i), at.params[i].shape))
-        if vector is None:
-            vector = torch.linalg.vector_norm(w, dim=tuple(range(1, w.ndim)), keepdim=True)
-        return drawn.mul_(vector.to(w) * self.scale(at.progress.fraction))
+        w = at.weights().on(at.where)
+        whole = w.on([t is not None and t.ndim < 2 for t in w]).norms()
+        sizes = (
+            None if t is None else _filters(t) if n is None else n.to(t)
+            for t, n in zip(w, whole, strict=True)
+        )
+        return Vector(sizes, w.placement).mul_(self.scale(at.progress.fraction))
+
+    def noise(self, at: Landscape, sizes: Vector) -> Vector:
+        """Return noise of some sizes: the same however often it is asked for."""
+        drawn = Vector(
+            (
+                None if size is None or w is None else self._draw(at, i, w)
+                for i, (size, w) in enumerate(zip(sizes, at.weights(), strict=True))
+            ),
+            sizes.placement,
+        )
+        for places in by_kind(drawn.tensors, sizes.tensors):
+            entries, factors = ([vector[i] for i in places] for vector in (drawn, sizes))
+            torch._foreach_mul_(entries, factors)  # type: ignore[arg-type]
+        return drawn
+
+    def _draw(self, at: Landscape, i: int, w: Tensor) -> Tensor:
+        key = (at.seed, at.progress.step, i)
+        return at.rows(i, normal(w, key, at.params[i].shape))
+
+
+def _filters(w: Tensor) -> Tensor:
+    """Return the norm of each row of w, in a shape that goes with it."""
+    return torch.linalg.vector_norm(w, dim=tuple(range(1, w.ndim)), keepdim=True)
 
 
 def normal(like: Tensor, key: tuple[int, ...], shape: torch.Size | None = None) -> Tensor:
@@ -118,7 +136,7 @@ def normal(like: Tensor, key: tuple[int, ...], shape: torch.Size | None = None) 
         drawn = torch.from_numpy(_normal_numbers(shape.numel(), words, _quantiles(wide)))
     else:
         seed = int(words.generate_state(1, np.uint64)[0] >> np.uint64(1))
-        generator = torch.Generator(like.device).manual_seed(seed)
+        generator = None if like.is_meta else torch.Generator(like.device).manual_seed(seed)
         drawn = torch.randn(shape, generator=generator, device=like.device, dtype=wide)
     return drawn.view(shape).to(like.dtype)
 

@@ -109,8 +109,8 @@ class TestNoise:
             params[0][1] *= 4
             params[1][1] *= 0
         at = Landscape(params, [None], lambda batch, share=1.0: None, progress=Progress(10, 10))
-        vector = params[2].detach().norm()
-        noise = [RSAM(sigma=0.5).noise(at, i, v) for i, v in enumerate([None, None, vector])]
+        rsam = RSAM(sigma=0.5)
+        noise: Any = list(rsam.noise(at, rsam.sizes(at)))
         row = 0.5 * 0.1 * 5000**0.5
         assert noise[0].std(1).tolist() == pytest.approx([row, 4 * row, row], rel=0.05)
         assert noise[1].flatten(1).std(1).tolist() == pytest.approx([row, 0.0], rel=0.05)
