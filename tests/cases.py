@@ -95,6 +95,7 @@ CASES = [
     ),
     Case(
         "rsam",
+        views=9,
         passes=lambda step, total: 2,
         launches=2 * 194 + 72,
         rho_zero={"rho": 0.0, "sigma": 0.0},
@@ -102,7 +103,7 @@ CASES = [
     Case(
         "looksam",
         passes=lambda step, total: 1 if step % 5 else 2,
-        extra_p=3.0,
+        extra_p=2.0,
         launches=132,
         stateful=True,
     ),

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from ..landscape import Landscape
 from ..parts.radius import Rho, to_length_
-from ..sweeps import by_kind
+from ..sweeps import GROUPED, by_kind
 from ..vector import Vector
 from .base import Perturbing
 
@@ -98,21 +99,41 @@ class RSAM(Perturbing):
 
     def noise(self, at: Landscape, sizes: Vector) -> Vector:
         """Return noise of some sizes: the same however often it is asked for."""
-        drawn = Vector(
-            (
-                None if size is None or w is None else self._draw(at, i, w)
-                for i, (size, w) in enumerate(zip(sizes, at.weights(), strict=True))
-            ),
-            sizes.placement,
-        )
+        drawn = Vector(self._drawn(at, at.weights().on(sizes.selection)), sizes.placement)
         for places in by_kind(drawn.tensors, sizes.tensors):
             entries, factors = ([vector[i] for i in places] for vector in (drawn, sizes))
             torch._foreach_mul_(entries, factors)  # type: ignore[arg-type]
         return drawn
 
-    def _draw(self, at: Landscape, i: int, w: Tensor) -> Tensor:
-        key = (at.seed, at.progress.step, i)
-        return at.rows(i, normal(w, key, at.params[i].shape))
+    def _drawn(self, at: Landscape, w: Vector) -> list[Tensor | None]:
+        """Return N(0, 1) deviates, a function of (seed, update, parameter)."""
+        drawn: list[Tensor | None] = [None] * len(w)
+        for places in _at_once(at, w):
+            shapes = [at.params[i].shape for i in places]
+            key, counts = (at.seed, at.progress.step, places[0]), [s.numel() for s in shapes]
+            flat = normal(w.tensors[places[0]], key, torch.Size([sum(counts)]))  # type: ignore[arg-type]
+            for i, shape, part in zip(places, shapes, flat.split(counts), strict=True):
+                drawn[i] = at.rows(i, part.view(shape))
+        return drawn
+
+
+def _at_once(at: Landscape, w: Vector) -> Iterator[list[int]]:
+    """Yield parameters whose noise is drawn together: many on an accelerator, one on a CPU.
+
+    It does not depend on the rows that a process holds.
+    """
+    run: list[int] = []
+    for i in w.present:
+        entry, first = w.tensors[i], w.tensors[run[0] if run else i]
+        assert entry is not None and first is not None
+        alike = (entry.device, entry.dtype) == (first.device, first.dtype)
+        size = entry.element_size() * sum(at.params[k].numel() for k in (*run, i))
+        if run and (entry.device.type == "cpu" or not alike or size > GROUPED.bytes):
+            yield run
+            run = []
+        run.append(i)
+    if run:
+        yield run
 
 
 def _filters(w: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ direction.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 import torch
@@ -130,7 +131,8 @@ class MinusAverage(RunningAverage):
             (m,) = group.pieces
             _towards_(m, scratch("neg", m), weight)
         norm = v.changed().norm()
-        return v.mul_((norm > NEGLIGIBLE * size).to(norm.dtype))
+        noisy = (norm > NEGLIGIBLE * size).to(norm.dtype)
+        return v.mul_(torch.where(ok, noisy, torch.full_like(noisy, math.nan)))
 
 
 @dataclass
