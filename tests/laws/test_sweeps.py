@@ -3,28 +3,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 from torch import Tensor, nn
 
 from hf_sam import METHODS, Landscape, Vector, sums, sweeps
 from hf_sam.sums import Sums
-from hf_sam.sweeps import GROUPED, Policy, Scratch, forced, sweep
+from hf_sam.sweeps import GROUPED, Scratch, forced, sweep
 from tests.cases import CASES, Case
+from tests.laws.conftest import SMALL
 from tests.toys import Bowl
-
-SMALL = {"cached": Policy(64, eager=True), "grouped": Policy(192, eager=False)}
-"""Slices of 8 and groups of 24 numbers in float64: smaller than a Bowl's tensors."""
-
-
-@pytest.fixture(params=SMALL)
-def walk(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Tensors larger than a slice, under each policy."""
-    monkeypatch.setattr(sweeps, "CACHED", SMALL["cached"])
-    with forced(SMALL[request.param]):
-        yield
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
