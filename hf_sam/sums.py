@@ -31,6 +31,13 @@ def _inner(a: Tensor, b: Tensor) -> list[Tensor]:
     return [torch.dot(x.to(wide), y.to(wide)) for x, y in cut]
 
 
+def in_slices(device: torch.device) -> bool:
+    """Return whether sums are made of sums over slices: on a CPU, whatever the policy, so that
+    results are the same.
+    """
+    return device.type == "cpu"
+
+
 class Sums:
     """Inner products per parameter, of pieces that a sweep passes anyway.
 
@@ -52,8 +59,7 @@ class Sums:
             b: those of the other.
             spare: whether `a` may be overwritten.
         """
-        # A CPU sums up in the same slices whatever the policy, so that results are the same.
-        if a[0].device.type == "cpu":
+        if in_slices(a[0].device):
             for place, x, y in zip(places, a, b, strict=True):
                 self._parts[place].extend(_inner(x, y))
             return
@@ -71,7 +77,7 @@ class Sums:
 
     def add_squares(self, places: Sequence[int], tensors: list[Tensor]) -> None:
         """Add the squared norms of pieces of the parameters at some places."""
-        if tensors[0].device.type == "cpu":
+        if in_slices(tensors[0].device):
             self.add(places, tensors, tensors)
             return
         wide = torch.promote_types(tensors[0].dtype, torch.float32)

@@ -127,24 +127,24 @@ def by_kind(*vectors: Entries) -> Iterator[list[int]]:
     yield from kinds.values()
 
 
-def sweep(*vectors: Entries, shares: int = 1) -> Iterator[Group]:
+def sweep(*vectors: Entries, parts: int = 0) -> Iterator[Group]:
     """Yield all elements of the parameters of which every vector has an entry, group by group.
 
     Args:
         vectors: entries of equal shapes.
-        shares: groups have at most one of so many parts of all elements.
+        parts: unless the policy is eager, take whole tensors, and make at least about so many
+            groups of them.
     """
     for places in by_kind(*vectors):
         first: list[Any] = [vector[places[0]] for vector in vectors]
         size = max(t.element_size() for t in first)
         mine = policy(first[0].device)
         limit = mine.bytes // size
-        if shares > 1:
-            sizes: list[Any] = [vectors[0][i] for i in places]
-            total = sum(t.numel() for t in sizes)
-            limit = min(limit, -(-total // shares))
         # Cutting costs launches, and in a cache nothing is gained by filling up the rest.
         step = limit if mine.eager else min(CACHED.bytes // size, limit)
+        if parts and not mine.eager:
+            sizes: list[Any] = [vectors[0][i] for i in places]
+            limit, step = min(limit, -(-sum(t.numel() for t in sizes) // parts)), 0
         yield from _groups(places, vectors, limit, step, alone=mine.eager)
 
 
@@ -153,12 +153,14 @@ def _groups(
 ) -> Iterator[Group]:
     """Yield groups of at most `limit` elements, a tensor without a flat view by itself.
 
-    Tensors are cut at multiples of `step` elements. `alone`: each piece is a group.
+    Tensors are cut at multiples of `step` elements, not at all if it is 0. `alone`: each piece is a
+    group.
     """
     group, room = Group.empty(len(vectors)), limit
     for i in places:
         tensors: list[Any] = [vector[i] for vector in vectors]
-        flat, n, start = all(t.is_contiguous() for t in tensors), tensors[0].numel(), 0
+        flat = step > 0 and all(t.is_contiguous() for t in tensors)
+        n, start = tensors[0].numel(), 0
         while start < n:
             length = n - start
             if flat and length > room:

@@ -214,7 +214,12 @@ class Vector(Sequence[Tensor | None]):
 
     def norms(self) -> Numbers:
         """Return the L2 norm of each entry, over all of its rows, as `()` tensors."""
-        return [None if square is None else square.sqrt() for square in self._squares()]
+        norms = self._squares()
+        for places in by_kind(norms):
+            roots = torch.stack(_at(places, norms)).sqrt().unbind()
+            for i, root in zip(places, roots, strict=True):
+                norms[i] = root
+        return norms
 
     def _squares(self) -> Numbers:
         return self.placement.sums(squares(self.tensors))

@@ -18,6 +18,8 @@ class Case:
         options: beside rho, where the law should not take the defaults.
         extra_p: peak memory beyond the plain Trainer, in copies of the trainable parameters.
         mask_p: the same for an update that makes a new mask.
+        launches: kernels beside the passes of an update of BERT-base on an accelerator, at most.
+        views: views beside the passes, per parameter, at most.
         rho_zero: what makes it the plain Trainer (law 2).
         rho_zero_exact: bit for bit, or to 1e-6 for a method that is honestly inexact.
         cuts: its passes see parts of micro-batches, whose dropout masks and batch statistics
@@ -32,6 +34,8 @@ class Case:
     options: dict[str, Any] = field(default_factory=dict)
     extra_p: float = 1.0
     mask_p: float | None = None
+    launches: int = 72
+    views: int = 4
     rho_zero: dict[str, Any] = field(default_factory=lambda: {"rho": 0.0})
     rho_zero_exact: bool = True
     cuts: bool = False
@@ -46,22 +50,34 @@ class Case:
 
 CASES = [
     Case("sam", passes=lambda step, total: 2),
-    Case("asam", passes=lambda step, total: 2),
+    Case("asam", passes=lambda step, total: 2, launches=132),
     Case(  # four examples at every new mask, of which the toy has one per epoch of five updates
         "ssam_f",
         passes=lambda step, total: 2 if step % 5 else 6,
         options={"fisher_samples": 4},
         extra_p=0.75,
         mask_p=1.25,
+        launches=162,
+        views=7,
         stateful=True,
     ),
-    Case("ssam_d", passes=lambda step, total: 2, extra_p=0.75, mask_p=1.25, stateful=True),
+    Case(
+        "ssam_d",
+        passes=lambda step, total: 2,
+        extra_p=0.75,
+        mask_p=1.25,
+        launches=162,
+        views=7,
+        stateful=True,
+    ),
     Case(  # two backward passes per group, each of half the examples
         "msam",
         passes=lambda step, total: 4,
         options={"micro_batches": 2},
         cuts=True,
         extra_p=2.0,
+        launches=4 * 72,
+        views=8,
         rho_zero_exact=False,
     ),
     Case(
@@ -72,18 +88,32 @@ CASES = [
     Case(
         "esam",
         passes=lambda step, total: 2,
+        launches=162,
         rho_zero={"rho": 0.0, "gamma": 1.0},
         batch_coupled=True,
         per_example=True,
     ),
-    Case("rsam", passes=lambda step, total: 2, rho_zero={"rho": 0.0, "sigma": 0.0}),
-    Case("looksam", passes=lambda step, total: 1 if step % 5 else 2, extra_p=3.0, stateful=True),
-    Case("friendly_sam", passes=lambda step, total: 2, extra_p=2.0, stateful=True),
-    Case("stable_sam", passes=lambda step, total: 2, rho_zero_exact=False),
+    Case(
+        "rsam",
+        views=9,
+        passes=lambda step, total: 2,
+        launches=2 * 194 + 72,
+        rho_zero={"rho": 0.0, "sigma": 0.0},
+    ),
+    Case(
+        "looksam",
+        passes=lambda step, total: 1 if step % 5 else 2,
+        extra_p=2.0,
+        launches=132,
+        stateful=True,
+    ),
+    Case("friendly_sam", passes=lambda step, total: 2, extra_p=2.0, launches=132, stateful=True),
+    Case("stable_sam", passes=lambda step, total: 2, launches=92, rho_zero_exact=False),
     Case(
         "bilateral_sam",
         passes=lambda step, total: 3,
         extra_p=2.0,
+        launches=132,
         rho_zero={"rho": 0.0, "rho_min": 0.0},
     ),
     Case("late_sam", passes=lambda step, total: 2 if step / total >= 0.75 else 1),

@@ -16,7 +16,7 @@ from ..vector import Numbers, Scalar, Vector
 from .memory import Memory
 from .sparse import Inside, Support
 
-SHARES = 6
+PARTS = 5
 """Groups at least in which a sparse perturbation is entered; its scratch is three of them."""
 
 
@@ -134,7 +134,7 @@ class Perturbation:
         sparse = [e if i in supports else None for i, e in enumerate(eps)]
         masks = [supports[i].mask if i in supports else None for i in range(len(eps))]
         eps.clear()  # each goes as soon as its weights have been saved
-        for group in sweep(self._memory.weights, masks, sparse, shares=SHARES):
+        for group in sweep(self._memory.weights, masks, sparse, parts=PARTS):
             steps = group.pieces.pop()
             inside = Inside(group, [supports[i].count for i in group.places])
             self._saved.append((group, inside))

@@ -93,9 +93,10 @@ class Inside:
         weights.put(index, (moved + self._saved).to(self._saved.dtype))
 
     def restore(self) -> None:
-        """Put the weights back; may be done twice."""
+        """Put the weights back, if they are not back yet."""
         if self._saved is not None:
             _Flat(self._group.pieces[0]).put(self._index(), self._saved)
+            self._saved = None
 
     def _index(self) -> Tensor:
         """Return where in the group the weights inside are, (count,)."""

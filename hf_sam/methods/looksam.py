@@ -27,8 +27,8 @@ class LookSAM(Perturbing):
     SAM's update every k updates; in between, the part of it that is perpendicular to the gradient
     is used again. It changes slowly, and the added term always has the length alpha |here|.
 
-    Cost: 1 + 1/k passes, 1 P extra on most updates (the vertical part) and 3 P on every k-th (with
-    it the gradient here and the snapshot), state: the vertical part, and the number of updates so
+    Cost: 1 + 1/k passes, 1 P extra on most updates (the vertical part) and 2 P on every k-th (the
+    gradient here and the snapshot), state: the vertical part, and the number of updates so
     far.
 
     Defaults: k = 5, the paper's; alpha = 0.1, the best of an independent study at k = 5 (arXiv
@@ -39,8 +39,7 @@ class LookSAM(Perturbing):
     tensor). `layerwise` scales the perturbation per tensor for large batches, as Look-LayerSAM
     does; its exact formula was not to be had, so there are both candidates: "unit" rho g_l / |g_l|,
     and "trust" rho |w_l| g_l / |g_l|. Under a schedule the first update that runs refreshes the
-    vertical part. A vertical part below 1e-6 of the gradient counts as zero; one that is not finite
-    leaves the old one.
+    vertical part. A vertical part that is not finite or below 1e-6 of the gradient counts as zero.
 
     When it does not help: a large alpha (above 0.3) mostly adds stale noise. Under "trust" a tensor
     of zeros, such as LoRA's B at the start, is not perturbed.
@@ -56,7 +55,7 @@ class LookSAM(Perturbing):
     stateful = True
     paper = "Liu et al., CVPR 2022, arXiv 2203.02714"
     passes = "1 + 1/k (1.2)"
-    memory = "3"
+    memory = "2"
     use = "most of SAM's gain at little more than the plain Trainer's time, if memory allows"
 
     rho: Rho = field(default=0.05, metadata={"help": "radius, weight-space L2 norm", "low": 0.0})
@@ -77,6 +76,7 @@ class LookSAM(Perturbing):
         return self._refresh(at) if vertical is None else self._reuse(vertical, at)
 
     def _refresh(self, at: Landscape) -> Vector:
+        self.state.pop("vertical", None)  # or it would be one more copy in the passes
         here = at.ascent(self)
         with at.perturbed(self._direction()(at.perturbable(here).clone(), at)):
             there = at.gradient()
@@ -86,8 +86,7 @@ class LookSAM(Perturbing):
         vertical = here.mul_(-share).add_(there)
         size = vertical.norm()
         vertical.mul_((size > NEGLIGIBLE * length).to(size.dtype))
-        old = self.state.vector("vertical")
-        self.state["vertical"] = vertical.where_(torch.isfinite(size), old)
+        self.state["vertical"] = vertical.where_(torch.isfinite(size))
         return there
 
     def _reuse(self, vertical: Vector, at: Landscape) -> Vector:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from ..landscape import Landscape
 from ..parts.radius import Rho, to_length_
+from ..sweeps import GROUPED, by_kind
 from ..vector import Vector
 from .base import Perturbing
 
@@ -70,36 +72,73 @@ class RSAM(Perturbing):
 
     def update(self, at: Landscape) -> Vector:
         """Return the gradient at w + rho v / |v|."""
-        w = at.weights()
-        vectors = w.on([t is not None and t.ndim < 2 for t in w]).norms()
-        noise = (self.noise(at, i, vectors[i]) if yes else None for i, yes in enumerate(at.where))
-        with at.perturbed(Vector(noise, w.placement)):
+        sizes = self.sizes(at)
+        with at.perturbed(self.noise(at, sizes)):
             smooth = at.ascent(self)
         v = smooth.mul_(self.lam)
-        for i in v.present:
-            v[i].add_(self.noise(at, i, vectors[i]))  # type: ignore[union-attr]
+        v.add_(self.noise(at, sizes).on(v.selection))
         del smooth
-        with at.perturbed(to_length_(v, self.rho, v.changed().norm(), at)):
+        with at.perturbed(to_length_(v, self.rho, v.norm(), at)):
             return at.gradient()
 
     def scale(self, x: float) -> float:
         """Return s at the share x of the run, 0 to 1."""
         return self.sigma * (0.2 + 0.8 * (1 - math.cos(math.pi * x)) / 2)
 
-    def noise(self, at: Landscape, i: int, vector: Tensor | None) -> Tensor:
-        """Return the noise of parameter i: the same however often it is asked for.
-
-        Args:
-            at: the update's Landscape.
-            i: number of the parameter.
-            vector: norm of a parameter that is one filter as a whole, `()`.
+    def sizes(self, at: Landscape) -> Vector:
+        """Return the noise's size for each filter, s |w_f|, in a shape that goes with the weights:
+        of the parameters that may be perturbed.
         """
-        w = at.weights()[i]
-        assert w is not None
-        drawn = at.rows(i, normal(w, (at.seed, at.progress.step, i), at.params[i].shape))
-        if vector is None:
-            vector = torch.linalg.vector_norm(w, dim=tuple(range(1, w.ndim)), keepdim=True)
-        return drawn.mul_(vector.to(w) * self.scale(at.progress.fraction))
+        w = at.weights().on(at.where)
+        whole = w.on([t is not None and t.ndim < 2 for t in w]).norms()
+        sizes = (
+            None if t is None else _filters(t) if n is None else n.to(t)
+            for t, n in zip(w, whole, strict=True)
+        )
+        return Vector(sizes, w.placement).mul_(self.scale(at.progress.fraction))
+
+    def noise(self, at: Landscape, sizes: Vector) -> Vector:
+        """Return noise of some sizes: the same however often it is asked for."""
+        drawn = Vector(self._drawn(at, at.weights().on(sizes.selection)), sizes.placement)
+        for places in by_kind(drawn.tensors, sizes.tensors):
+            entries, factors = ([vector[i] for i in places] for vector in (drawn, sizes))
+            torch._foreach_mul_(entries, factors)  # type: ignore[arg-type]
+        return drawn
+
+    def _drawn(self, at: Landscape, w: Vector) -> list[Tensor | None]:
+        """Return N(0, 1) deviates, a function of (seed, update, parameter)."""
+        drawn: list[Tensor | None] = [None] * len(w)
+        for places in _at_once(at, w):
+            shapes = [at.params[i].shape for i in places]
+            key, counts = (at.seed, at.progress.step, places[0]), [s.numel() for s in shapes]
+            flat = normal(w.tensors[places[0]], key, torch.Size([sum(counts)]))  # type: ignore[arg-type]
+            for i, shape, part in zip(places, shapes, flat.split(counts), strict=True):
+                drawn[i] = at.rows(i, part.view(shape))
+        return drawn
+
+
+def _at_once(at: Landscape, w: Vector) -> Iterator[list[int]]:
+    """Yield parameters whose noise is drawn together: many on an accelerator, one on a CPU.
+
+    It does not depend on the rows that a process holds.
+    """
+    run: list[int] = []
+    for i in w.present:
+        entry, first = w.tensors[i], w.tensors[run[0] if run else i]
+        assert entry is not None and first is not None
+        alike = (entry.device, entry.dtype) == (first.device, first.dtype)
+        size = entry.element_size() * sum(at.params[k].numel() for k in (*run, i))
+        if run and (entry.device.type == "cpu" or not alike or size > GROUPED.bytes):
+            yield run
+            run = []
+        run.append(i)
+    if run:
+        yield run
+
+
+def _filters(w: Tensor) -> Tensor:
+    """Return the norm of each row of w, in a shape that goes with it."""
+    return torch.linalg.vector_norm(w, dim=tuple(range(1, w.ndim)), keepdim=True)
 
 
 def normal(like: Tensor, key: tuple[int, ...], shape: torch.Size | None = None) -> Tensor:
@@ -118,7 +157,7 @@ def normal(like: Tensor, key: tuple[int, ...], shape: torch.Size | None = None) 
         drawn = torch.from_numpy(_normal_numbers(shape.numel(), words, _quantiles(wide)))
     else:
         seed = int(words.generate_state(1, np.uint64)[0] >> np.uint64(1))
-        generator = torch.Generator(like.device).manual_seed(seed)
+        generator = None if like.is_meta else torch.Generator(like.device).manual_seed(seed)
         drawn = torch.randn(shape, generator=generator, device=like.device, dtype=wide)
     return drawn.view(shape).to(like.dtype)
 

@@ -7,6 +7,7 @@ direction.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 import torch
@@ -125,7 +126,8 @@ class MinusAverage(RunningAverage):
             torch._foreach_sub_(g, scratch("mul", m, number(sigma, m[0])))
         _fade_(average.on([g is None for g in v]), weight, scratch)
         norm = v.changed().norm()
-        return v.mul_((norm > NEGLIGIBLE * size).to(norm.dtype))
+        noisy = (norm > NEGLIGIBLE * size).to(norm.dtype)
+        return v.mul_(torch.where(ok, noisy, torch.full_like(noisy, math.nan)))
 
 
 @dataclass

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The laws that a method keeps on a bare Landscape, for every row of `cases.py`."""
+"""The laws that a method keeps on a bare Landscape, for every row of `cases.py`, whichever way a
+device walks over the weights.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +12,7 @@ from hf_sam import METHODS, Landscape, Method
 from tests.cases import CASES, Case
 from tests.toys import Bowl
 
+pytestmark = pytest.mark.usefixtures("walk")
 every_case = pytest.mark.parametrize("case", CASES, ids=str)
 DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 

@@ -18,6 +18,7 @@ from hf_sam import (
     Plain,
     Progress,
     StableSAM,
+    Vector,
 )
 from tests.methods.quadratic import LR, A, Quadratic, close
 from tests.references import REFERENCES, by_hand
@@ -220,8 +221,8 @@ class TestBilateralSAM:
 class TestRSAM:
     def test_given_noise(self) -> None:
         class Given(RSAM):
-            def noise(self, at: object, i: int, vector: object) -> torch.Tensor:
-                return torch.tensor([0.01, -0.02], dtype=torch.float64)
+            def noise(self, at: object, sizes: object) -> Vector:
+                return Vector([torch.tensor([0.01, -0.02], dtype=torch.float64)])
 
         q = Quadratic()
         at = q.at()

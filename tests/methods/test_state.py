@@ -36,14 +36,14 @@ def poisoned(q: Quadratic, at_pass: int, bad: float) -> Any:
 class TestLookSAM:
     @pytest.mark.parametrize("at_pass", [0, 1])
     @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-    def test_an_overflow_leaves_the_old_vertical_part(self, at_pass: int, bad: float) -> None:
+    def test_an_overflow_leaves_no_vertical_part(self, at_pass: int, bad: float) -> None:
+        """To keep the old one would take one more copy of the weights in every refresh."""
         q, method = Quadratic(), LookSAM(k=2)
         q.update(method, 0), q.update(method, 1)
-        before = method.state["vertical"][0].clone()
         update = method(Landscape(q.params, [2], poisoned(q, at_pass, bad)))
         assert at_pass == 0 or not torch.isfinite(update[0]).all(), "the scaler has to see it"
-        assert torch.equal(method.state["vertical"][0], before)
-        assert torch.isfinite(q.update(method, 3)).all()
+        assert not method.state["vertical"][0].any()
+        assert torch.equal(q.update(method, 3), q.update(Plain(), 3))
 
     def test_an_overflow_at_the_first_refresh_means_plain_updates(self) -> None:
         q, method = Quadratic(), LookSAM(k=3)
@@ -68,7 +68,7 @@ class TestLookSAM:
         bowl.optional = True
         assert method(bowl.landscape(1))[3] is None
         method(bowl.landscape(2))
-        close(method.state["vertical"][3].norm(), 0.0, atol=0.0)
+        assert method.state["vertical"][3] is None
         bowl.optional = False
         assert method(bowl.landscape(3))[3] is not None
 
@@ -112,8 +112,8 @@ class TestNoise:
             params[0][1] *= 4
             params[1][1] *= 0
         at = Landscape(params, [None], lambda batch, share=1.0: None, progress=Progress(10, 10))
-        vector = params[2].detach().norm()
-        noise = [RSAM(sigma=0.5).noise(at, i, v) for i, v in enumerate([None, None, vector])]
+        rsam = RSAM(sigma=0.5)
+        noise: Any = list(rsam.noise(at, rsam.sizes(at)))
         row = 0.5 * 0.1 * 5000**0.5
         assert noise[0].std(1).tolist() == pytest.approx([row, 4 * row, row], rel=0.05)
         assert noise[1].flatten(1).std(1).tolist() == pytest.approx([row, 0.0], rel=0.05)
@@ -196,7 +196,7 @@ def peaks(key: str, updates: int = 7) -> tuple[list[float], float]:
         ("rsam", 1, 0),
         ("friendly_sam", 2, 1),
         ("bilateral_sam", 2, 0),
-        ("looksam", 3, 1),
+        ("looksam", 2, 1),
     ],
 )
 def test_memory_is_what_the_page_says(key: str, extra: int, state: int) -> None:

@@ -1,0 +1,103 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Law 15: what an update launches on an accelerator beside its passes has a budget.
+
+It is counted on torch's meta device, where size costs nothing and whatever waits for a device
+fails.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
+
+from hf_sam import METHODS, Landscape, Progress, Vector
+from hf_sam.landscape import Support
+from tests.cases import CASES, Case
+
+VIEWS = {"view", "split", "split_with_sizes", "slice", "detach", "alias", "unbind"}
+NOTHING = {"empty", "empty_like", "promote_types"}
+AT_ONCE = 100
+"""Tensors in one launch of a foreach kernel, about."""
+
+
+class Launches(TorchDispatchMode):
+    """Counts kernels and views while it is entered."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kernels: Counter[str] = Counter()
+        self.views = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.overloadpacket.__name__
+        many = args[0] if args and isinstance(args[0], (list, tuple)) else ()
+        if name in VIEWS:
+            self.views += 1
+        elif name.startswith("_foreach"):
+            self.kernels[name] += math.ceil(len(many) / AT_ONCE)
+        elif name not in NOTHING:
+            self.kernels[name] += 1
+        return func(*args, **(kwargs or {}))
+
+
+def bert_base() -> list[nn.Parameter]:
+    """Parameters of the shapes of BERT-base: 109 M weights in 194 tensors, two groups."""
+    shapes: list[tuple[int, ...]] = [(30522, 768), (512, 768)]
+    for _ in range(12):
+        for rows, columns in [(768, 768)] * 4 + [(3072, 768), (768, 3072)]:
+            shapes += [(rows, columns), (rows,)]
+        shapes += [(768,)] * 4
+    return [nn.Parameter(torch.empty(shape, device="meta")) for shape in shapes]
+
+
+def landscape(params: list[nn.Parameter], step: int) -> Landscape:
+    def backward(batch: Tensor, share: Any = 1.0, with_losses: bool = False) -> Any:
+        with _disable_current_modes():  # what a pass does is not counted
+            for p in params:
+                p.grad = torch.empty_like(p)
+            loss, losses = torch.empty((), device="meta"), torch.empty(len(batch), device="meta")
+        return (loss, losses) if with_losses else loss
+
+    return Landscape(
+        params,
+        [torch.empty(4, 2, device="meta")],
+        backward,
+        progress=Progress(step=step, total=4),
+        names=[f"{i}.weight" for i in range(len(params))],
+        per_example=lambda batch: torch.empty(len(batch), device="meta"),
+    )
+
+
+def give_mask(params: list[nn.Parameter], method: Any) -> None:
+    """Give a method a mask, as if it had been made in an earlier update."""
+    masks = [torch.empty(p.shape, dtype=torch.bool, device="meta") for p in params]
+    method.state.update(mask=Vector(masks), renewed=0)
+    halves = [Support(m, m.numel() // 2) for m in masks]
+    method.__dict__["_looked"] = [True] * len(masks), halves
+
+
+def launches(case: Case) -> Launches:
+    """Return the counts of that one of four updates that launches most."""
+    params, method = bert_base(), METHODS[case.key](**case.options)
+    if case.mask_p is not None:
+        give_mask(params, method)
+    found = []
+    for step in range(4):
+        at = landscape(params, step if case.mask_p is None else 0)
+        with Launches() as counted:
+            method(at)
+        found.append(counted)
+    return max(found, key=lambda one: one.kernels.total())
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_launches_have_a_budget(case: Case) -> None:
+    found = launches(case)
+    assert found.kernels.total() <= case.launches, found.kernels.most_common(8)
+    assert found.views // 194 <= case.views
