@@ -130,9 +130,9 @@ def check_losses(trainer: Any, method: str) -> None:
         )
 
 
-def honours_num_items(loss_of: Callable[[Tensor], float], n: Tensor) -> bool | None:
-    """Return whether the loss halves when the number of items doubles; None where it cannot be
-    told.
+def counted_share(loss_of: Callable[[Tensor], float], n: Tensor) -> float | None:
+    """Return which share of the loss halves when the number of items doubles: 1 of a loss that is
+    divided by it, 0 of one that ignores it; None where it cannot be told.
 
     Args:
         loss_of: the loss of one and the same batch for a given number of items. Asked a third time,
@@ -142,5 +142,7 @@ def honours_num_items(loss_of: Callable[[Tensor], float], n: Tensor) -> bool | N
     once, twice, again = loss_of(n), loss_of(2 * n), loss_of(n)
     if not all(map(math.isfinite, (once, twice, again))) or abs(once) < 1e-8:
         return None
-    changed = abs(twice - (once + again) / 2)
-    return changed > max(1e-3 * abs(once), abs(again - once))
+    middle = (once + again) / 2
+    if abs(middle - twice) <= max(1e-3 * abs(once), abs(again - once)):
+        return 0.0
+    return 2 * (middle - twice) / middle
