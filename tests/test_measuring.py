@@ -569,6 +569,26 @@ def test_labels_are_filled_in_only_where_there_are_none() -> None:
     assert Weighting("examples").filled({"labels": none})["labels"] is none
 
 
+class Balanced(Net):
+    """Counts items, and adds a loss that does not, as a mixture of experts does."""
+
+    def forward(
+        self, x: Tensor, labels: Any = None, num_items_in_batch: Any = None, **kwargs: Any
+    ) -> dict[str, Tensor]:
+        found = super().forward(x, labels)
+        loss = found["loss"] / (num_items_in_batch or labels.ne(-100).sum())
+        return {**found, "loss": loss + found["logits"].square().mean()}
+
+
+@pytest.mark.parametrize("cut", CUTS[:2], ids=lambda cut: f"{cut['sam']}")
+def test_an_auxiliary_loss_is_named(cut: dict[str, Any], tmp_path: Path, caplog: Any) -> None:
+    model = Balanced(lambda z, y: entropy(z, y, reduction="sum"))
+    run(tmp_path, model, data_of(ragged), **cut, k=2)
+    messages = [record.getMessage() for record in caplog.records]
+    assert re.search(r"in part only \(0\.\d+ of it\), as with an auxiliary loss", messages[0])
+    assert len(messages) == (2 if cut["sam"] == "msam" else 1)
+
+
 def test_an_answer_that_the_models_state_gives_is_none(tmp_path: Path, caplog: Any) -> None:
     """A loss that moves by itself does not honour the count of items."""
 

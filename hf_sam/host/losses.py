@@ -130,9 +130,9 @@ def check_losses(trainer: Any, method: str) -> None:
         )
 
 
-def honours_num_items(loss_of: Callable[[Tensor], float], n: Tensor) -> bool | None:
-    """Return whether the loss halves when the number of items doubles; None where it cannot be
-    told.
+def counted_share(loss_of: Callable[[Tensor], float], n: Tensor) -> float | None:
+    """Return which share of the loss halves when the number of items doubles: 1 of a loss that is
+    divided by it, 0 of one that ignores it; None where it cannot be told.
 
     Args:
         loss_of: the loss of one and the same batch for a given number of items. Asked a third time,
@@ -143,7 +143,9 @@ def honours_num_items(loss_of: Callable[[Tensor], float], n: Tensor) -> bool | N
     if not all(map(math.isfinite, (once, twice, again))) or abs(once) < 1e-8:
         return None
     # A state that nobody can put back moves the loss, too: how much, the first question tells.
-    drift = abs(again - once)
+    drift, middle = abs(again - once), (once + again) / 2
     if drift >= abs(once) / 8:
         return None
-    return abs(twice - (once + again) / 2) > max(1e-3 * abs(once), 3 * drift)
+    if abs(middle - twice) <= max(1e-3 * abs(once), 3 * drift):
+        return 0.0
+    return 2 * (middle - twice) / middle

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from ..landscape import Replay
 from .checks import forbid_forward
 from .inputs import Inputs, Loan
-from .losses import honours_num_items, per_example_losses
+from .losses import counted_share, per_example_losses
 from .weighting import Weighting
 from .which import WhichPass, evaluating
 from .window import Batch, TrainerOps, Window
@@ -273,13 +274,20 @@ class PassRunner:
                     return float(trainer.compute_loss(trainer.model, own, num_items_in_batch=items))
 
         with self._which("clean", 0):
-            answer = honours_num_items(loss_of, torch.as_tensor(num_items, device=device))
+            share = counted_share(loss_of, torch.as_tensor(num_items, device=device))
         if trainer.accelerator.num_processes > 1:
-            said = torch.tensor([2 if answer is None else int(answer)], device=device)
+            said = torch.tensor([math.nan if share is None else share], device=device)
             torch.distributed.broadcast(said, 0)
-            answer = None if said.item() == 2 else bool(said.item())
-        self.honours = answer
-        return answer
+            share = None if math.isnan(said.item()) else said.item()
+        self.honours = None if share is None else share != 0.0
+        if share and share < 0.98:
+            trainer._warn(
+                f"The loss of {type(trainer.model).__name__} is divided by num_items_in_batch in "
+                f"part only ({share:.3f} of it), as with an auxiliary loss. Trainer adds up the "
+                "rest over micro-batches, so accumulation shows; methods that cut batches average "
+                "it, so that at radius 0 their accumulated gradient is not the plain Trainer's."
+            )
+        return self.honours
 
     def compute_loss(
         self,
