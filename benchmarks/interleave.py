@@ -86,6 +86,7 @@ class Passes:
     """Counts the forward and backward passes of a trainer's model, and the examples in them."""
 
     def __init__(self, trainer: Trainer) -> None:
+        self._trainer = trainer
         self._size = 0
         self._whole = trainer.accelerator.backward
         self.watch = Stopwatch(trainer.args.device)
@@ -100,13 +101,21 @@ class Passes:
         self.forwards = self.backwards = self.forward_examples = self.backward_examples = 0
 
     def _forward(self, model: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+        if self._asks():
+            return
         self._size = examples(kwargs)
         self.forwards += 1
         self.forward_examples += self._size
         self.watch.start()
 
     def _forwarded(self, model: nn.Module, args: Any, outputs: Any) -> None:
-        self.watch.stop()
+        if not self._asks():
+            self.watch.stop()
+
+    def _asks(self) -> bool:
+        """Return whether the loss is only asked what it is, before the first update."""
+        which = getattr(getattr(self._trainer, "_passes", None), "which", None)
+        return which is not None and which.number == 0 and not torch.is_grad_enabled()
 
     def _backward(self, loss: Tensor, **kwargs: Any) -> None:
         self.backwards += 1

@@ -274,7 +274,7 @@ def test_questions_leave_no_trace(tmp_path: Path) -> None:
         run(tmp_path, build(), data_of(classes), "sam", sam_options={"ascent_fraction": fraction})
         for fraction in (0.99, 1.0)
     )
-    assert asked._measuring._looks and never._measuring is None
+    assert asked._run._measuring._looks and never._run._measuring is None
     for one, other in zip(
         asked.model.state_dict().values(), never.model.state_dict().values(), strict=True
     ):

@@ -20,6 +20,9 @@ from .window import Batch, Window
 LOOKS = 16
 """Batches that are asked about at most, where the first ones leave more than one answer."""
 
+WINDOWS = 100
+"""Updates in which a batch that tells more is waited for: each takes a look at the labels."""
+
 DRAWS = 8
 """Random numbers under which a loss is asked that draws some of its own."""
 
@@ -58,6 +61,7 @@ class Measuring:
         self._trainer, self._passes, self._method = trainer, passes, method
         self._compares = compares
         self._looks = 0
+        self._windows = 0
         self._possible: list[Weighting] = []
         self._asking = Asking(trainer, passes)
         self._ops = self._asking.ops
@@ -65,8 +69,10 @@ class Measuring:
 
     def look(self, window: Window) -> None:
         """Ask about a batch of the window, if it can tell something new."""
-        if self._looks >= LOOKS or (self._looks and len(self._possible) == 1):
+        known = self._looks and len(self._possible) == 1
+        if known or self._looks >= LOOKS or self._windows >= WINDOWS:
             return
+        self._windows += 1
         batch = max(window.batches, key=self._ops.size)
         if not self._looks:
             self._begin(batch, window.num_items)

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..landscape.data import IGNORED, ratio
+from ..landscape.data import IGNORED, ratio, wide
 
 LABELS = ("shift_labels", "labels")
 """Fields that Trainer counts labels in; the first one that is there."""
@@ -55,11 +55,12 @@ class Weighting:
         return size if counted is None else counted.sum()
 
     def counts(self, inputs: Any, size: int) -> Tensor:
-        """Return what each of the `size` examples of a batch counts, (B,), in float64."""
+        """Return what each of the `size` examples of a batch counts, (B,), in wide numbers."""
         counted = self._counted(inputs)
         if counted is None or len(counted) % max(size, 1):
             return torch.ones(size, dtype=torch.float64)
-        return counted.cpu().reshape(size, -1).sum(1, dtype=torch.float64)
+        # Where the labels are: whoever looks at the values waits for the device, nobody else.
+        return wide(counted.reshape(size, -1).sum(1))
 
     def scale(self, part: Any, whole: Any) -> Any:
         """Return the factor with which a part's loss stands for the whole's, from their counts."""

@@ -174,7 +174,7 @@ class Stage(Engine):
     """An engine that takes note of the first pass, and of the groups.
 
     Attributes:
-        seen: examples that the last backward pass has looked at.
+        seen: examples that backward passes have looked at in this update.
         aside: whether a pass looks at other examples than the update's.
         groups: groups of examples in this update.
     """
@@ -195,11 +195,11 @@ class Stage(Engine):
             yield
             return
         first, self._first = self._first, False
-        self.seen = 0
+        before = self.seen
         at_w = all(bool((p == 1).all()) for p in self._params)
         yield
         if first:
-            self._notes.starts_at_w &= at_w and only is None and self.seen == self._all
+            self._notes.starts_at_w &= at_w and only is None and self.seen - before == self._all
 
     def agreed(self, shares: list[Any]) -> list[Any]:
         """Count the groups: each cut replaces one by several."""

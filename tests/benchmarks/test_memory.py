@@ -22,8 +22,8 @@ def test_an_end_without_changes_holds_what_there_was() -> None:
 def broad() -> BertForSequenceClassification:
     """A model whose weights take more memory than what is computed from them."""
     config = BertConfig(
-        vocab_size=50, hidden_size=128, num_hidden_layers=2, num_attention_heads=2,
-        intermediate_size=256,
+        vocab_size=50, hidden_size=256, num_hidden_layers=6, num_attention_heads=2,
+        intermediate_size=512,
     )  # fmt: skip
     return BertForSequenceClassification(config)
 

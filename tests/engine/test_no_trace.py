@@ -178,7 +178,7 @@ def test_fisher_draws_leave_the_collators_own_generator_alone(tmp_path: Path) ->
     collate(rows)
     before = collate.generator.get_state()
     trainer.callback_handler.train_dataloader = SimpleNamespace(dataset=rows, collate_fn=collate)
-    draw(trainer, 4, torch.Generator())
+    draw(trainer, trainer._run.engine, 4, torch.Generator())
     assert torch.equal(collate.generator.get_state(), before)
 
 
