@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import __version__
+from .compare.command import add_commands
 
 if TYPE_CHECKING:
     from .methods import Method
@@ -31,11 +32,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.print_help()
         return 0
     try:
-        args.run(args)
+        return args.run(args) or 0
     except ValueError as error:
         print(f"hf-sam: {error}", file=sys.stderr)
         return 2
-    return 0
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -54,6 +54,7 @@ def _parser() -> argparse.ArgumentParser:
     docs = commands.add_parser("docs", help="write the reference pages as Markdown")
     docs.add_argument("--output", type=Path, default=Path("docs"), help="folder (default: docs)")
     docs.set_defaults(run=lambda args: write_docs(args.output))
+    add_commands(commands)
     env = commands.add_parser("env", help="versions and devices, for a bug report")
     env.set_defaults(run=lambda args: print(env_text()))
     return parser

@@ -29,6 +29,7 @@ MAY_IMPORT = {
     "sharpness": {"vector", "landscape"},
     "readings": set(),
     "passes": {"engine"},
+    "compare": {"parts", "methods", "arguments", "sharpness"},
     "trainer": {
         *("vector", "engine", "landscape", "parts", "methods", "arguments"),
         *("callbacks", "readings", "passes", "__version__"),
