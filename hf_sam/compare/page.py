@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .paired import digits
+from .paired import digits, signed
 from .pictures import draw_all
 
 if TYPE_CHECKING:
@@ -27,7 +27,10 @@ def write_page(results: Mapping[str, Any], folder: Path) -> Path:
             data = base64.b64encode((folder / picture["file"]).read_bytes()).decode()
             picture["data"] = f"data:image/png;base64,{data}"
     jinja = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
-    jinja.filters |= {"score": lambda v: score(v, results), "signed": lambda v: signed(v, results)}
+    jinja.filters |= {
+        "score": lambda v: score(v, results),
+        "signed": lambda v: signed(v, results["unit"]),
+    }
     template = jinja.from_string(TEMPLATE.read_text(encoding="utf-8"))
     path = folder / "report.html"
     path.write_text(template.render(**results, pictures=pictures), encoding="utf-8")
@@ -37,11 +40,6 @@ def write_page(results: Mapping[str, Any], folder: Path) -> Path:
 def score(value: float, results: Mapping[str, Any]) -> str:
     """Return a score as text."""
     return f"{value:.{digits(results['unit'])}f}"
-
-
-def signed(value: float, results: Mapping[str, Any]) -> str:
-    """Return a difference as text."""
-    return f"{value:+.{digits(results['unit'])}f}".replace("-", "\N{MINUS SIGN}")
 
 
 def terminal(results: Mapping[str, Any]) -> Iterator[Table | str]:
@@ -74,15 +72,15 @@ def _table(results: Mapping[str, Any], setting: Mapping[str, Any]) -> Table:
 
 
 def _cells(results: Mapping[str, Any], line: Mapping[str, Any]) -> list[str]:
-    several, found = len(line["seeds"]) > 1, line["difference"]
+    several, found, unit = len(line["seeds"]) > 1, line["difference"], results["unit"]
     spread = f" ± {score(line['deviation'], results)}" if several else ""
     cells = [line["method"], score(line["mean"], results) + spread, "", "", ""]
     if found:
         wide = len(found["values"]) > 1
-        cells[2] = signed(found["mean"], results)
+        cells[2] = signed(found["mean"], unit)
         if wide:
             cells[2] += f" ± {score(found['deviation'], results)}"
-            cells[3] = f"{signed(found['low'], results)} to {signed(found['high'], results)}"
+            cells[3] = f"{signed(found['low'], unit)} to {signed(found['high'], unit)}"
         cells[4] = f"{found['better']} of {len(found['values'])}"
     time, memory = (
         "" if line[name] is None else f"{line[name]:.2f}" for name in ("time", "memory")

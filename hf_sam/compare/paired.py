@@ -112,11 +112,13 @@ def in_words(difference: Paired, time: float | None, unit: str = "") -> str:
     """
     count = len(difference.values)
     price = f", at {time:.2f} times the time" if time is not None else ""
-    amount = f"{difference.mean:+.{digits(unit)}f}"
+    amount = signed(difference.mean, unit)
     if count == 1:
         return f"one seed says nothing about noise ({amount}{unit}{price})"
     amount = f"{amount} ± {difference.deviation:.{digits(unit)}f}{unit}"
     better = f"better in {difference.better} of {count} seeds"
+    if not any(difference.values):
+        return f"equal in {count} of {count} seeds{price}"
     if count < ENOUGH:
         return f"{count} seeds are too few to tell ({amount}, {better}{price})"
     if not difference.beyond_noise:
@@ -124,6 +126,11 @@ def in_words(difference: Paired, time: float | None, unit: str = "") -> str:
     if difference.gain(difference.mean) > 0:
         return f"{better}, {amount}{price}"
     return f"worse in {difference.worse} of {count} seeds, {amount}{price}"
+
+
+def signed(value: float, unit: str = "") -> str:
+    """Return a difference as text, always with its sign."""
+    return f"{value:+.{digits(unit)}f}".replace("-", "\N{MINUS SIGN}")
 
 
 def digits(unit: str) -> int:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import re
 import runpy
 import shlex
 import signal
@@ -170,13 +171,24 @@ def hardware() -> dict[str, Any]:
     import torch
 
     found: dict[str, Any] = {
-        "cpu": platform.processor() or platform.machine(),
+        "cpu": processor(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
     }
-    if torch.cuda.is_available():
-        found["gpu"] = f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()}"
+    accelerator = torch.accelerator.current_accelerator()
+    if accelerator is not None:
+        named = getattr(torch.get_device_module(accelerator), "get_device_name", None)
+        name = named() if named is not None else accelerator.type
+        found["accelerator"] = f"{torch.accelerator.device_count()} x {name}"
     return found
+
+
+def processor() -> str:
+    """Return the processor's name, as far as the system tells it."""
+    info = Path("/proc/cpuinfo")  # platform.processor() is empty on most Linux systems
+    text = info.read_text(encoding="utf-8") if info.is_file() else ""
+    names = re.findall(r"^model name\s*:\s*(.+)$", text, re.M)
+    return names[0].strip() if names else platform.processor() or platform.machine()
 
 
 def replace(path: Path, text: str) -> None:

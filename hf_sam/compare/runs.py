@@ -169,8 +169,11 @@ def by_setting(runs: Sequence[Run]) -> dict[str, list[Run]]:
     names = differing(run.setting for run in runs)
     found: dict[str, list[Run]] = {}
     for run in runs:
-        given = [f"{name}={run.setting[name]}" for name in names if name in run.setting]
-        found.setdefault(", ".join(given) or ("as given" if names else ""), []).append(run)
+        given = [
+            f"{name}={run.setting[name]}" if name in run.setting else f"{name} not given"
+            for name in names
+        ]
+        found.setdefault(", ".join(given), []).append(run)
     return found
 
 

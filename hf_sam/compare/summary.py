@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from .paired import ENOUGH, Paired, digits, in_words, paired, spread
+from .paired import ENOUGH, Paired, in_words, paired, signed, spread
 from .rows import NONE
 from .runs import Run, by_setting, choose_metric, less_is_better
 
@@ -171,7 +171,7 @@ def _sentence(
 
 def _loss(line: Line, unit: str) -> str:
     assert line.difference is not None
-    return f"{line.method} ({line.difference.mean:+.{digits(unit)}f}{unit})"
+    return f"{line.method} ({signed(line.difference.mean, unit)}{unit})"
 
 
 def _count(line: Line) -> int:
@@ -214,12 +214,15 @@ def summarise(
         ValueError: the runs do not all have that metric.
     """
     scale = scale_of(runs, metric)
-    settings = []
-    for name, group in by_setting(runs).items():
+    settings: list[dict[str, Any]] = []
+    grouped = by_setting(runs)
+    first_name, first = next(iter(grouped.items()))
+    for name, group in grouped.items():
         lines = lines_of(group, scale)
         settings.append({
             "name": name,
             "verdict": verdict(lines, scale.unit),
+            "baseline": "" if group is first else baseline(group, first, first_name, scale),
             "lines": [_as_json(line) for line in lines],
             "front": [line.method for line in front(lines, scale.less_is_better)],
             "runs": [_run(run, scale) for run in group],
@@ -233,6 +236,18 @@ def summarise(
         "versions": _all("versions", runs),
         "hardware": _all("hardware", runs),
     }
+
+
+def baseline(runs: Sequence[Run], first: Sequence[Run], name: str, scale: Scale) -> str:
+    """Return in words what a setting does to `none` itself, against the first setting."""
+    own, plain = (
+        _scores({run.seed: run for run in group if run.method == NONE}, scale)
+        for group in (runs, first)
+    )
+    found = paired(own, plain, scale.less_is_better)
+    if found is None:
+        return ""
+    return f"{NONE} here against {NONE} with {name}: {in_words(found, None, scale.unit)}."
 
 
 def _as_json(line: Line) -> dict[str, Any]:

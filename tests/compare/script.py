@@ -17,6 +17,7 @@ class Own:
 
     width: int = 4
     fail_with: str = ""
+    evaluate: bool = True
 
 
 class Model(torch.nn.Module):
@@ -51,7 +52,8 @@ def main() -> None:
         },
     )
     trainer.train()
-    trainer.evaluate()
+    if own.evaluate:
+        trainer.evaluate()
     trainer.save_model()
 
 
