@@ -160,7 +160,7 @@ class Settings:
 
     Attributes:
         parallel: how many side by side.
-        launch: the words before `-m hf_sam.compare.record`.
+        launch: the words before `-m hf_sam.compare.child`.
         examples: to measure the sharpness on after each evaluation, 0 for none.
         keep_models: whether finished runs keep weights and checkpoints.
     """
@@ -186,7 +186,7 @@ class Running:
         shutil.rmtree(job.folder, ignore_errors=True)
         job.folder.mkdir(parents=True)
         environment = {"OMP_NUM_THREADS": str(threads)} | dict(os.environ)
-        record = ("-m", "hf_sam.compare.record", str(job.folder), str(settings.examples))
+        record = ("-m", "hf_sam.compare.child", str(job.folder), str(settings.examples))
         words = [*settings.launch, *record, *job.words]
         with (job.folder / "log.txt").open("wb") as log:
             self.process = subprocess.Popen(

@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Run a script unchanged, and record what its Trainer does.
 
-python -m hf_sam.compare.record FOLDER EXAMPLES SCRIPT ARGS...
-
 Every Trainer that the script builds gets a `Recorder`, through transformers' list of default
 callbacks. When the script has ended well, `FOLDER/run.json` says what came of it.
 """
@@ -15,7 +13,6 @@ import platform
 import re
 import runpy
 import shlex
-import signal
 import statistics
 import sys
 import time
@@ -198,21 +195,12 @@ def replace(path: Path, text: str) -> None:
     new.replace(path)
 
 
-def die_with_parent() -> None:
-    """Let the kernel end this process when its parent is gone, even if that was killed (Linux)."""
-    if sys.platform == "linux":
-        import ctypes
-
-        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
-
-
 def main(argv: Sequence[str]) -> None:
     """Run the script, and write what came of it.
 
     Raises:
         SystemExit: the script trained no Trainer, or did not evaluate its last model.
     """
-    die_with_parent()
     folder, examples, script, *words = argv
     Recorder.folder, Recorder.examples = Path(folder), int(examples)
     callbacks: list[Any] = trainer.DEFAULT_CALLBACKS
@@ -250,10 +238,3 @@ def _write(folder: Path, command: str) -> None:
     except ValueError as error:
         sys.exit(f"hf-sam compare: {error}")
     replace(folder / "run.json", json.dumps(record, indent=1, default=str) + "\n")
-
-
-if __name__ == "__main__":
-    # the class that transformers gets and the one that this module knows must be the same
-    from hf_sam.compare import record as this
-
-    this.main(sys.argv[1:])

@@ -80,7 +80,7 @@ def test_weights_are_kept_only_if_asked_for(keep: bool, tmp_path: Path) -> None:
 
 
 def test_the_first_failure_stops_a_script_that_never_worked(tmp_path: Path) -> None:
-    found = planned(tmp_path, "--fail")
+    found = planned(tmp_path, "--fail", "all")
     assert jobs.make(found, SETTINGS, ignore) == found[:1]
     assert found[0].last_words == "the last line"
     assert not found[1].folder.exists()
@@ -88,7 +88,7 @@ def test_the_first_failure_stops_a_script_that_never_worked(tmp_path: Path) -> N
 
 def test_a_failure_later_on_stops_nothing(tmp_path: Path) -> None:
     good = planned(tmp_path)
-    bad = dataclasses.replace(good[1], words=(*good[1].words, "--fail"))
+    bad = dataclasses.replace(good[1], words=(*good[1].words, "--fail", "all"))
     assert jobs.make([good[0], bad, good[2]], SETTINGS, ignore) == [bad]
     assert good[2].finished
 
@@ -183,7 +183,7 @@ def test_the_time_left(
 @pytest.mark.parametrize("terminal", [True, False])
 def test_the_display(terminal: bool, tmp_path: Path) -> None:
     good = planned(tmp_path)
-    bad = dataclasses.replace(good[1], words=(*good[1].words, "--fail"))
+    bad = dataclasses.replace(good[1], words=(*good[1].words, "--fail", "all"))
     shown = Console(file=StringIO(), force_terminal=terminal, width=200)
     display = Display([good[0], bad, good[2]], 1, shown)
     with display.bars:

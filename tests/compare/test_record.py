@@ -30,7 +30,6 @@ def as_it_was(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Keep the list of callbacks, the words and the path of this process."""
     monkeypatch.setattr(trainer, "DEFAULT_CALLBACKS", list(trainer.DEFAULT_CALLBACKS))
     monkeypatch.setattr(record.Recorder, "found", [])
-    monkeypatch.setattr(record, "die_with_parent", lambda: None)
     monkeypatch.setattr(sys, "argv", sys.argv)
     monkeypatch.setattr(sys, "path", list(sys.path))
     yield
@@ -118,10 +117,8 @@ def test_the_last_evaluation_counts_and_of_two_sets_the_first() -> None:
 @pytest.mark.skipif(sys.platform != "linux", reason="the kernel does it on Linux only")
 def test_a_run_ends_with_its_parent() -> None:
     """Even a parent that is killed takes the run with it."""
-    function = Path(record.__file__).read_text().partition("def die_with_parent")[2]
-    body = "def die_with_parent" + function.partition("\n\n\n")[0]
     child = (
-        f"import signal, sys, time\n{body}\ndie_with_parent()\n"
+        "import time\nfrom hf_sam.compare.child import die_with_parent\ndie_with_parent()\n"
         "print('up', flush=True)\ntime.sleep(60)"
     )
     parent = (
