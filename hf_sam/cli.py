@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import __version__
 from .compare.command import add_commands
+from .estimate.command import add_command
 
 if TYPE_CHECKING:
     from .methods import Method
@@ -55,6 +56,7 @@ def _parser() -> argparse.ArgumentParser:
     docs.add_argument("--output", type=Path, default=Path("docs"), help="folder (default: docs)")
     docs.set_defaults(run=lambda args: write_docs(args.output))
     add_commands(commands)
+    add_command(commands)
     env = commands.add_parser("env", help="versions and devices, for a bug report")
     env.set_defaults(run=lambda args: print(env_text()))
     return parser

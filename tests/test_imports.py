@@ -30,6 +30,7 @@ MAY_IMPORT = {
     "readings": set(),
     "passes": {"engine"},
     "compare": {"parts", "methods", "arguments", "sharpness"},
+    "estimate": {"landscape", "methods", "arguments", "compare"},
     "trainer": {
         *("vector", "engine", "landscape", "parts", "methods", "arguments"),
         *("callbacks", "readings", "passes", "__version__"),
