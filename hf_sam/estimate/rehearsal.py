@@ -72,10 +72,10 @@ class Chain:
             x = torch.tanh(x @ p)
         return x.square().mean(1)
 
-    def backward(self, x: Tensor, share: Any = 1.0, **with_losses: bool) -> Any:
+    def backward(self, batch: Any, share: Any = 1.0, **with_losses: bool) -> Any:
         """See `Backward`."""
-        losses = self.losses(x)
-        self.backwards, self.gradients = self.backwards + len(x), self.gradients + 1
+        losses = self.losses(batch)
+        self.backwards, self.gradients = self.backwards + len(batch), self.gradients + 1
         loss = losses.mean() * share
         loss.backward()
         return (loss.detach(), losses.detach()) if with_losses else loss.detach()
