@@ -7,6 +7,7 @@ import argparse
 import json
 import shlex
 import sys
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from .jobs import Job
+    from .display import Display
+    from .jobs import Job, Running, Watch
     from .runs import Run
 
 COMPARE = """\
@@ -48,33 +50,9 @@ def add_commands(commands: Any) -> None:
         formatter_class=raw,
         usage="hf-sam compare --methods METHODS [options] -- SCRIPT [ARGUMENTS]",
     )
-    add = comparing.add_argument
-    add("--methods", required=True, help=METHODS)
-    add(
-        "--seeds",
-        type=seeds,
-        default=[1, 2, 3, 4, 5],
-        metavar="N",
-        help="how many, from seed 1; or seeds as in 1,2,7 (default: 5)",
-    )
-    add("--jobs", type=positive, default=1, metavar="N", help="runs side by side (default: 1)")
-    add(
-        "--launch",
-        type=shlex.split,
-        default=[sys.executable],
-        metavar="WORDS",
-        help="what starts a run instead of python, such as 'accelerate launch --num_processes 2'",
-    )
-    add(
-        "--sharpness_examples",
-        type=natural,
-        default=64,
-        metavar="N",
-        help="training examples to measure the sharpness on at each evaluation; 0: none (64)",
-    )
-    add("--keep_models", action="store_true", help="keep the weights that finished runs saved")
+    _add_runs(comparing)
     _add_common(comparing, "compare")
-    add("script", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
+    comparing.add_argument("script", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
     comparing.set_defaults(run=compare)
     reporting = commands.add_parser(
         "report", help="the same page from finished runs", description=REPORT, formatter_class=raw
@@ -82,6 +60,22 @@ def add_commands(commands: Any) -> None:
     reporting.add_argument("folders", type=Path, nargs="+", metavar="RUN_DIR")
     _add_common(reporting, "report")
     reporting.set_defaults(run=report)
+
+
+def _add_runs(parser: argparse.ArgumentParser) -> None:
+    """Add what says which runs are made, and how."""
+    add = parser.add_argument
+    every = [1, 2, 3, 4, 5]
+    how = "what starts a run instead of python, such as 'accelerate launch --num_processes 2'"
+    few = "training examples to measure the sharpness on at each evaluation; 0: none (64)"
+    add("--methods", required=True, help=METHODS)
+    add(
+        "--seeds", type=seeds, default=every, metavar="N", help="how many, or which as in 1,2,7 (5)"
+    )
+    add("--jobs", type=positive, default=1, metavar="N", help="runs side by side (1)")
+    add("--launch", type=shlex.split, default=[sys.executable], metavar="WORDS", help=how)
+    add("--sharpness_examples", type=natural, default=64, metavar="N", help=few)
+    add("--keep_models", action="store_true", help="keep the weights that finished runs saved")
 
 
 def _add_common(parser: argparse.ArgumentParser, name: str) -> None:
@@ -144,7 +138,7 @@ def compare(args: argparse.Namespace) -> int:
     display = Display(planned, args.jobs, console)
     try:
         with jobs.interruptible(), display.bars:
-            failed = jobs.make(planned, settings, display)
+            failed = jobs.make(planned, settings, _checking(display, args.metric))
     except KeyboardInterrupt:
         done = sum(job.finished for job in planned)
         console.print(
@@ -152,6 +146,18 @@ def compare(args: argparse.Namespace) -> int:
         )
         return 130
     return _end(args, planned, failed, console)
+
+
+def _checking(display: Display, metric: str | None) -> Watch:
+    """Return the display that also checks, at the first run to end, that it has the metric."""
+    from .runs import choose_metric, recorded
+
+    def watch(running: Sequence[Running], ended: Sequence[Running]) -> None:
+        display(running, ended)
+        for job in (run.job for run in ended if run.job.finished):
+            choose_metric([recorded(job.folder, job.row.name, job.row.others)], metric)
+
+    return watch
 
 
 def _end(args: argparse.Namespace, planned: list[Job], failed: list[Job], console: Console) -> int:
@@ -174,10 +180,11 @@ def report(args: argparse.Namespace) -> int:
     Raises:
         ValueError: a folder holds no finished run, or the runs cannot be compared.
     """
-    from .runs import read_all
+    from .runs import read_all, unfinished
 
     require()
-    _write(args, read_all(args.folders), [], _console())
+    missing = [name for folder in args.folders for name in unfinished(folder)]
+    _write(args, read_all(args.folders), missing, _console())
     return 0
 
 

@@ -72,7 +72,7 @@ class Display:
     def __call__(self, running: Sequence[Running], ended: Sequence[Running]) -> None:
         """Show the runs that go on, and say which ended."""
         for run in ended:
-            self._end(run)
+            self._end(run, running)
         for run in running:
             if run.job in self.waiting:
                 self.waiting.remove(run.job)
@@ -81,7 +81,7 @@ class Display:
         shares = sum(run.job.progress for run in running)
         self.bars.update(self.all, completed=self.done + shares, note=self._left(running))
 
-    def _end(self, run: Running) -> None:
+    def _end(self, run: Running, running: Sequence[Running]) -> None:
         self.done += 1
         if run.job in self.waiting:
             self.waiting.remove(run.job)
@@ -94,7 +94,9 @@ class Display:
         else:
             log = run.job.folder / "log.txt"
             said = f"{run.job.name}: failed after {took}: {run.job.last_words}\n  see {log}"
-        self.console.print(f"{self.done}/{self.total}  {said}", markup=False, highlight=False)
+        left = f" ({found})" if (found := self._left(running)) and self.done < self.total else ""
+        shown = f"{self.done}/{self.total}  {said}{left}"
+        self.console.print(shown, markup=False, highlight=False)
 
     def _left(self, running: Sequence[Running]) -> str:
         waiting: dict[str, int] = {}

@@ -142,6 +142,7 @@ def remember(folder: Path, jobs: Sequence[Job], script: Sequence[str]) -> None:
     mine = [
         {
             "folder": str(job.folder.relative_to(folder)),
+            "name": job.name,
             "method": job.row.name,
             "setting": job.row.others,
             "seed": job.seed,
@@ -216,6 +217,10 @@ class Running:
             pass
 
 
+Watch = Callable[[Sequence[Running], Sequence[Running]], None]
+"""Called with the runs that go on and those that just ended."""
+
+
 def end(running: Sequence[Running]) -> None:
     """End runs: ask, wait a little, then kill."""
     for run in running:
@@ -246,7 +251,7 @@ def interruptible() -> Iterator[None]:
 def make(
     jobs: Sequence[Job],
     settings: Settings,
-    watch: Callable[[Sequence[Running], Sequence[Running]], None],
+    watch: Watch,
 ) -> list[Job]:
     """Make the runs that have no result, and return those that failed.
 

@@ -239,3 +239,11 @@ def compared(folder: Path) -> list[Run]:
     if not runs:
         raise ValueError(f"{folder}: no run of this comparison is finished")
     return runs
+
+
+def unfinished(folder: Path) -> list[str]:
+    """Return the planned runs without a result, if it is the folder of a comparison."""
+    if not (folder / "plan.json").is_file():
+        return []
+    jobs = read_json(folder / "plan.json")["jobs"]
+    return [job["name"] for job in jobs if not (folder / job["folder"] / "run.json").is_file()]

@@ -40,6 +40,7 @@ def test_a_comparison(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert cli.main(["report", str(folder), "--output_dir", str(tmp_path / "again")]) == 0
     again = json.loads((tmp_path / "again" / "results.json").read_text())
     assert again["settings"] == results["settings"]
+    assert again["missing"] == results["missing"]
 
 
 def test_nothing_works(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -47,6 +48,17 @@ def test_nothing_works(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
     words = ["--output_dir", str(tmp_path / "out"), "--launch", shlex.join(LAUNCH)]
     assert cli.main(["compare", "--methods", "none", *words, "--", SCRIPT, "--fail", "all"]) == 2
     assert "no run is finished; none, seed 1: the last line (see " in capsys.readouterr().err
+
+
+def test_a_metric_that_is_not_there_is_found_after_one_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "out"
+    words = ["compare", "--methods", "none", "--output_dir", str(folder), "--metric", "acuracy"]
+    assert cli.main([*words, "--launch", shlex.join(LAUNCH), "--", SCRIPT]) == 2
+    said = capsys.readouterr().err
+    assert "--metric acuracy: the runs have in common eval_accuracy" in said
+    assert len(list(folder.rglob("run.json"))) == 1
 
 
 @pytest.mark.slow
