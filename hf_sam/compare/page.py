@@ -56,7 +56,7 @@ def _table(results: Mapping[str, Any], setting: Mapping[str, Any]) -> Table:
     from rich.table import Table
 
     table = Table(title=setting["name"] or None, box=SIMPLE_HEAD, pad_edge=False)
-    table.add_column("method")
+    table.add_column("method", overflow="fold")
     for head in (
         results["title"],
         "difference to none",

@@ -205,10 +205,9 @@ def shorter(method: str) -> str:
     """Return a method's name with a line break where it would not fit a column."""
     if len(method) <= 26:
         return method
+    places = [i for i, letter in enumerate(method) if letter == ","] or [method.find(":")]
     middle = min(
-        (i for i, letter in enumerate(method) if letter in ",:"),
-        key=lambda i: abs(i - len(method) / 2),
-        default=None,
+        (i for i in places if i >= 0), key=lambda i: abs(i - len(method) / 2), default=None
     )
     return method if middle is None else f"{method[: middle + 1]}\n{method[middle + 1 :]}"
 

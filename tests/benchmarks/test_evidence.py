@@ -22,6 +22,7 @@ def a_run(schedule: str, method: str, seed: int, accuracy: float) -> dict[str, A
         "seed": seed,
         "options": method,
         "scores": {"eval_accuracy": accuracy},
+        "evaluations": [[5.0, 0.5], [10.0, accuracy]],
         "passes": 1.0 if method == "none" else 2.0,
     }
 
@@ -49,11 +50,11 @@ def test_the_page(plan: Path) -> None:
     result = {"runs": runs, "versions": {"torch": "2"}, "hardware": {"cpu": "C", "cores": 2}}
     text = evidence.page(plan, result)
     assert (
-        "| `sam` | linear | 3 | 60.0 ± 1.0 | −2.00 ± 0.10 | −2.10 to −1.90 | 0 of 3 | 2.00 | "
+        "| `sam` | linear | 3 | 50.0 | 60.0 ± 1.0 | −2.00 ± 0.10 | −2.10 to −1.90 | 0 of 3 | 2.00 |"
         in text
     )
     assert "worse in 3 of 3 seeds, −2.00 ± 0.10 points" in text
-    assert "| `sam` | wsd | 3 | 67.0 ± 1.0 | +1.00 ± 0.10 |" in text
+    assert "| `sam` | wsd | 3 | 50.0 | 67.0 ± 1.0 | +1.00 ± 0.10 |" in text
     assert (
         "`none` with `wsd` against `none` with `linear`: better in 3 of 3 seeds, +4.00 ± 0.00"
         in text
@@ -62,7 +63,7 @@ def test_the_page(plan: Path) -> None:
         "`sam` with `wsd` against `none` with `linear`: +5.00 ± 0.10 points over 3 seeds, of which "
         "the method's own part is +1.00 ± 0.10."
     ) in text
-    assert "| `asam-b` | linear | 0 | not measured |" in text
+    assert "| `asam-b` | linear | 0 |  | not measured |" in text
     assert "12 of 13 planned runs are finished." in text
     assert "0 of 1 planned runs are finished." in text
     assert "C, 2 cores; torch 2." in text
