@@ -108,7 +108,9 @@ def differences(
     axis.set_ylim(-0.5, len(lines) - 0.3)
     axis.grid(axis="y", visible=False)
     good = "left" if results["less_is_better"] else "right"
-    axis.set_xlabel(f"{results['title']}: difference to none\n({good} of the line is better)")
+    # of the figure: long names leave too narrow an axis
+    title = f"{results['title']}: difference to none\n({good} of the line is better)"
+    figure.supxlabel(title, fontsize=STYLE["axes.labelsize"])
     return figure
 
 
