@@ -32,6 +32,7 @@ and its pictures are written by `python -m benchmarks.tables`; do not edit them.
 | `python -m benchmarks.glue run PLAN` | the accuracy runs of a plan (`plans/`), resumable |
 | `python -m benchmarks.glue collect DIR ...` | takes over finished runs of `run_glue.py` |
 | `python -m benchmarks.radius run PLAN` | a study of the radius, resumable |
+| `python -m benchmarks.evidence ...` | few examples, wrong labels: [EVIDENCE.md](EVIDENCE.md) |
 | `python -m benchmarks.cifar10 ...` | image classifiers on CIFAR-10: [CIFAR10.md](CIFAR10.md) |
 | `python -m benchmarks.tables` | this page |
 """

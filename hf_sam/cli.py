@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from . import __version__
+from .compare.command import add_commands
+from .estimate.command import add_command
 from .pages import (
     COLUMNS,
     arguments_markdown,
@@ -27,11 +29,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.print_help()
         return 0
     try:
-        args.run(args)
+        return args.run(args) or 0
     except ValueError as error:
         print(f"hf-sam: {error}", file=sys.stderr)
         return 2
-    return 0
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -50,6 +51,8 @@ def _parser() -> argparse.ArgumentParser:
     docs = commands.add_parser("docs", help="write the reference pages as Markdown")
     docs.add_argument("--output", type=Path, default=Path("docs"), help="folder (default: docs)")
     docs.set_defaults(run=lambda args: write_docs(args.output))
+    add_commands(commands)
+    add_command(commands)
     env = commands.add_parser("env", help="versions and devices, for a bug report")
     env.set_defaults(run=lambda args: print(env_text()))
     return parser

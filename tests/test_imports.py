@@ -35,6 +35,8 @@ MAY_IMPORT = {
     "host": {"sweeps", "sums", "vector", "landscape"},
     "callbacks": {"sweeps", "sums", "vector", "landscape"},
     "sharpness": {"sweeps", "sums", "vector", "landscape"},
+    "compare": {"parts", "methods", "texts", "arguments", "sharpness"},
+    "estimate": {"landscape", "methods", "texts", "arguments", "compare"},
     "run": ALL,
     "trainer": {*ALL, "run", "__version__"},
 }

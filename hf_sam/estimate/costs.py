@@ -1,0 +1,116 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From passes and P to one device: memory, and the bytes that it sends in an update.
+
+With n devices, W bytes of weights and G bytes of gradients, a device sends in a ring
+
+    all-gather, reduce-scatter   (n - 1)/n of the bytes
+    all-reduce                   2 (n - 1)/n
+
+and an update with p gradients of which a are averaged over ranks needs
+
+    DDP          a all-reduces of G
+    FSDP2        p times: two all-gathers of W (forward, backward), a reduce-scatter of G
+    ZeRO-1, -2   plain: a reduce-scatter of G, an all-gather of W
+                 SAM: the same to hand the update over, and a all-reduces of G
+
+a is p where ranks share one perturbation (global ascent) and 1 where each perturbs with its own
+gradient (local ascent, under DDP and DeepSpeed, for methods that allow it). P is G under DDP and
+DeepSpeed, G/n under FSDP2: there whatever a method keeps is sharded as the weights are.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from .rehearsal import Passes
+
+HALF = ("bf16", "fp16")
+ENGINES = ("one", "ddp", "fsdp2", "zero1", "zero2")
+FULL, SHORT = 4, 2
+"""Bytes of a number in fp32, and in 16 bits."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Where a model trains.
+
+    Attributes:
+        weights: parameters of the model.
+        trainable: those that are trained, fewer with LoRA.
+        gpus: devices.
+        engine: one of `ENGINES`.
+        precision: "fp32", "bf16" or "fp16", as autocast; DeepSpeed stores 16 bits.
+    """
+
+    weights: float
+    trainable: float
+    gpus: int = 1
+    engine: str = "ddp"
+    precision: str = "bf16"
+
+    @property
+    def stored(self) -> int:
+        """Bytes of a number of what a method keeps: of gradients and snapshots."""
+        short = self.engine.startswith("zero") and self.precision in HALF
+        return SHORT if short else FULL
+
+    @property
+    def sent(self) -> int:
+        """Bytes of a number that devices send."""
+        short = self.engine != "ddp" and self.precision in HALF
+        return SHORT if short else FULL
+
+    @property
+    def p(self) -> float:
+        """P on one device, in bytes."""
+        shards = self.gpus if self.engine == "fsdp2" else 1
+        return self.trainable * self.stored / shards
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a method costs on one device.
+
+    Attributes:
+        time: of an update relative to `none`, without communication.
+        memory: phase -> bytes beyond the peak of `none`.
+        sent: bytes that the device sends in an update.
+        sent_plain: the same with `none`.
+    """
+
+    time: float
+    memory: dict[str, float]
+    sent: float
+    sent_plain: float
+
+
+def estimate(setting: Setting, passes: Passes, memory: dict[str, float], local: bool) -> Estimate:
+    """Return what a method costs there.
+
+    Args:
+        setting: where the model trains.
+        passes: of a mean update.
+        memory: phase -> P.
+        local: whether ranks ascend each along its own gradient.
+    """
+    averaged = 1.0 if local else passes.gradients
+    return Estimate(
+        time=passes.time,
+        memory={phase: setting.p * copies for phase, copies in memory.items()},
+        sent=sent(setting, passes.gradients, averaged, plain=False),
+        sent_plain=sent(setting, 1.0, 1.0, plain=True),
+    )
+
+
+def sent(setting: Setting, gradients: float, averaged: float, plain: bool) -> float:
+    """Return the bytes that one device sends in an update."""
+    if setting.engine == "one" or setting.gpus == 1:
+        return 0.0
+    ring = (setting.gpus - 1) / setting.gpus * setting.sent
+    weights, trained = setting.weights * ring, setting.trainable * ring
+    if setting.engine == "ddp":
+        return 2 * averaged * trained
+    if setting.engine == "fsdp2":
+        return gradients * (2 * weights + trained)
+    handed = trained + trained  # gradients to their owners, updated weights to all
+    return handed if plain else handed + 2 * averaged * trained

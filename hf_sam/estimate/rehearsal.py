@@ -1,0 +1,158 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Run a method on a stand-in model, and count what it does: passes, and memory in P.
+
+Nothing here knows a method: whatever its code does on a small chain of matrices, it does on a large
+model, in proportion to P, the size of the trainable parameters.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.profiler import ProfilerActivity, profile, record_function
+
+from ..landscape import Landscape, Progress
+from ..methods import Method
+
+UPDATES = 400
+"""Updates whose passes are counted: schedules show in their mean."""
+WATCHED = 6
+"""Updates whose memory is watched: up to a second renewal of what methods keep."""
+PHASES = ("ascent", "perturb", "descent", "restore", "optimizer")
+WIDTH, LAYERS = 512, 64
+"""Of the model whose memory is watched: scratch memory, some MB at most, is small beside it."""
+BACKWARD = 2.0
+"""Time of a backward in forwards."""
+
+
+@dataclass(frozen=True)
+class Passes:
+    """What a mean update computes, in whole batches.
+
+    Attributes:
+        forwards: examples forwarded, per example of the update.
+        backwards: examples gone backward through, per example of the update.
+        gradients: gradients taken, each of which ranks may have to average.
+    """
+
+    forwards: float
+    backwards: float
+    gradients: float
+
+    @property
+    def time(self) -> float:
+        """Time relative to a plain update, for a backward that takes twice its forward."""
+        return (self.forwards + BACKWARD * self.backwards) / (1 + BACKWARD)
+
+
+class Chain:
+    """Square matrices with a tanh between them, as a Landscape wants them."""
+
+    def __init__(self, width: int, layers: int) -> None:
+        draw = torch.Generator().manual_seed(0)
+        shape = (layers, width, width)
+        weights = torch.randn(shape, generator=draw) / width**0.5
+        self.params = [nn.Parameter(w.clone()) for w in weights]
+        self.forwards = self.backwards = self.gradients = 0
+
+    @property
+    def bytes(self) -> int:
+        """P."""
+        return sum(p.numel() * p.element_size() for p in self.params)
+
+    def losses(self, x: Tensor) -> Tensor:
+        """Return the loss of each example."""
+        self.forwards += len(x)
+        for p in self.params:
+            x = torch.tanh(x @ p)
+        return x.square().mean(1)
+
+    def backward(self, batch: Any, share: Any = 1.0, **with_losses: bool) -> Any:
+        """See `Backward`."""
+        losses = self.losses(batch)
+        self.backwards, self.gradients = self.backwards + len(batch), self.gradients + 1
+        loss = losses.mean() * share
+        loss.backward()
+        return (loss.detach(), losses.detach()) if with_losses else loss.detach()
+
+    def per_example(self, x: Tensor) -> Tensor:
+        """Return the losses without a graph."""
+        with torch.no_grad():
+            return self.losses(x)
+
+    def batch(self, seed: int, n: int) -> Tensor:
+        """Return examples."""
+        width = self.params[0].shape[0]
+        return torch.randn(n, width, generator=torch.Generator().manual_seed(seed))
+
+    def update(self, method: Method, step: int, total: int, n: int, **more: Any) -> None:
+        """Take one update of n examples, and forget it."""
+        at = Landscape(
+            self.params,
+            [self.batch(step, n)],
+            self.backward,
+            progress=Progress(step, total, per_epoch=total),
+            names=[f"{i}.weight" for i in range(len(self.params))],
+            per_example=self.per_example,
+            sample=lambda count, generator: [self.batch(-1 - i, 1) for i in range(count)],
+            **more,
+        )
+        found = method(at)
+        for p in self.params:
+            p.grad = None
+        record = more.get("on_phase")
+        if record is not None:
+            record("optimizer")
+        del found
+
+
+def passes(method: Method, batch: int) -> Passes:
+    """Return what a mean update of `batch` examples computes, the renewal of masks left out."""
+    chain = Chain(4, 3)
+    chain.update(method, 0, UPDATES, batch)  # makes what is renewed once an epoch: not counted
+    chain.forwards = chain.backwards = chain.gradients = 0
+    for step in range(UPDATES):
+        chain.update(method, step, UPDATES, batch)
+    whole = batch * UPDATES
+    return Passes(chain.forwards / whole, chain.backwards / whole, chain.gradients / UPDATES)
+
+
+def memory(make: Callable[[], Method], plain: Callable[[], Method]) -> dict[str, float]:
+    """Return per phase the most memory beyond the plain update's peak, in P.
+
+    Args:
+        make: builds the method.
+        plain: builds the plain Trainer's.
+    """
+    base = max(_peaks(plain(), 1).values())
+    found = _peaks(make(), WATCHED)
+    size = Chain(WIDTH, LAYERS).bytes
+    return {phase: max(found[phase] - base, 0) / size for phase in PHASES if phase in found}
+
+
+def _peaks(method: Method, updates: int) -> dict[str, int]:
+    """Return the most bytes alive in each phase of some updates, the weights left out."""
+    chain = Chain(WIDTH, LAYERS)
+
+    def mark(phase: str) -> None:
+        with record_function(f"phase {phase}"):
+            pass
+
+    gc.collect()  # what is freed later, and was there before, would count as less
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        for step in range(updates):
+            mark("ascent")
+            chain.update(method, step, updates, 3, on_phase=mark)
+    peaks, now, phase = dict.fromkeys(("ascent",), 0), 0, "ascent"
+    for event in sorted(profiler.profiler.kineto_results.events(), key=lambda e: e.start_ns()):
+        if event.name() == "[memory]":
+            now += event.nbytes()
+        elif event.name().startswith("phase "):
+            phase = event.name().removeprefix("phase ")
+        peaks[phase] = max(peaks.get(phase, now), now)
+    return peaks
