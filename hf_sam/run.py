@@ -29,6 +29,7 @@ from .host.records import Records
 from .host.state import Search
 from .host.window import Window, check_cuttable, check_drawable, data_of, draw
 from .landscape import Landscape, Progress, RandomStates, Replay, Store, Update
+from .landscape.perturbation import refuse_complex
 from .methods import Method, asks
 from .parts.where import check_patterns, choose
 
@@ -125,6 +126,7 @@ class Run:
         read = partial(self.engine.params, trainer.optimizer)
         self.parameters = known = Parameters(trainer.model, read, partial(choose, patterns))
         check_patterns(patterns, known.params, known.names, trainer.model)
+        refuse_complex(known.params, known.names)
         inside = [name for name, _ in trainer.model.named_parameters()]
         check_averaged(known.names, inside, trainer.accelerator.num_processes)
         self.engine.outside = known.outside
