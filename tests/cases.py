@@ -117,4 +117,11 @@ CASES = [
         rho_zero={"rho": 0.0, "rho_min": 0.0},
     ),
     Case("late_sam", passes=lambda step, total: 2 if step / total >= 0.75 else 1),
+    Case(
+        "gsam",
+        passes=lambda step, total: 2,
+        rho_zero={"rho": 0.0, "alpha": 0.0},
+        extra_p=2.0,
+        launches=132,
+    ),
 ]

@@ -7,6 +7,7 @@ from .bilateral_sam import BilateralSAM as BilateralSAM
 from .composed import Composed as Composed
 from .esam import ESAM as ESAM
 from .friendly_sam import FriendlySAM as FriendlySAM
+from .gsam import GSAM as GSAM
 from .late_sam import LateSAM as LateSAM
 from .looksam import LookSAM as LookSAM
 from .msam import MSAM as MSAM
@@ -36,6 +37,7 @@ METHODS: dict[str, type[Method]] = {
     "stable_sam": StableSAM,
     "bilateral_sam": BilateralSAM,
     "late_sam": LateSAM,
+    "gsam": GSAM,
 }
 
 WRAPPERS = (Composed, PerGroup, When)
