@@ -124,4 +124,5 @@ CASES = [
         extra_p=2.0,
         launches=132,
     ),
+    Case("vasso", passes=lambda step, total: 2, extra_p=2.0, launches=132, stateful=True),
 ]

@@ -20,6 +20,7 @@ from .ss_sam import SSSAM as SSSAM
 from .ssam_d import SparseSAMDynamic as SparseSAMDynamic
 from .ssam_f import SparseSAMFisher as SparseSAMFisher
 from .stable_sam import StableSAM as StableSAM
+from .vasso import VaSSO as VaSSO
 from .when import When as When
 
 METHODS: dict[str, type[Method]] = {
@@ -38,6 +39,7 @@ METHODS: dict[str, type[Method]] = {
     "bilateral_sam": BilateralSAM,
     "late_sam": LateSAM,
     "gsam": GSAM,
+    "vasso": VaSSO,
 }
 
 WRAPPERS = (Composed, PerGroup, When)
