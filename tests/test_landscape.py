@@ -140,3 +140,14 @@ def test_shares_of_groups_add_up() -> None:
     assert [len(b) for b in half.batches] == [3, 2] and half.share == pytest.approx(1.0)
     some = data.select([torch.tensor([4]), torch.tensor([0, 1])])
     assert [len(b) for b in some.batches] == [1, 2] and some.share == pytest.approx(1.0)
+
+
+def test_a_look_does_not_answer_for_more_than_it_saw() -> None:
+    bowl = Bowl()
+    at = bowl.landscape(0)
+    at.peek()
+    at.gradient(with_losses=True)
+    assert [len(losses) for losses in at.losses] == [6] and bowl.passes == 2
+    at = bowl.landscape(0)
+    whole = at.peek()
+    assert not torch.equal(at.ascent(SAM(ascent_fraction=0.5))[0], whole[0])  # type: ignore[arg-type]

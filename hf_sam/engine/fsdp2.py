@@ -42,16 +42,18 @@ class Rows(Placement):
     def sums(self, rows: Numbers) -> Numbers:
         """Return the sums over ranks of numbers that each computed from the rows it holds.
 
-        It is one all-reduce, in which each replica but the first counts as zero.
+        It is one all-reduce, in which each replica but the first counts as zero, and so does what a
+        rank has no number for: one that holds no rows of a parameter gets the others' sum, too. All
+        ranks send and find the same, or they would wait for each other, or drift apart.
         """
-        found = [None if n is None else n * c for n, c in zip(rows, self._counts, strict=True)]
-        present = [n for n in found if n is not None]
-        if not present:
-            return rows
-        total = torch.stack(present)
-        distributed.all_reduce(total)
-        values = iter(total)
-        return [None if n is None else next(values) for n in rows]
+        present = [n for n in rows if n is not None]
+        kind = present[0] if present else torch.zeros(())
+        sent = torch.zeros(len(rows), dtype=torch.float64, device=kind.device)
+        for i, (number, counts) in enumerate(zip(rows, self._counts, strict=True)):
+            if number is not None:
+                sent[i] = number * counts
+        distributed.all_reduce(sent)
+        return list(sent.to(kind.dtype))
 
     def before(self, rows: Numbers) -> Numbers:
         """Return the sums of the numbers of those ranks that hold earlier rows."""
