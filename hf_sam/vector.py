@@ -47,7 +47,13 @@ class Placement:
 
     def total(self, sums: Sums) -> Tensor:
         """Return the `()` sum of everything over parameters and processes."""
-        return sums.total if self is WHOLE else add_up(self.sums(sums.numbers))
+        if self is WHOLE:
+            return sums.total
+        # A process that holds no rows of a parameter has no number, but gets the others' sum: all
+        # processes have to find the same total.
+        numbers = sums.numbers
+        zero = torch.zeros_like(next((n for n in numbers if n is not None), torch.zeros(())))
+        return add_up(self.sums([zero if n is None else n for n in numbers]))
 
 
 WHOLE = Placement()

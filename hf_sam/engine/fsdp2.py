@@ -36,24 +36,24 @@ class Rows(Placement):
 
     def __init__(self, params: Sequence[Tensor]) -> None:
         places = [_place(p) for p in params]
+        self._device = params[0].device if params else torch.device("cpu")
         self._counts = [first for first, _ in places]
         self._earlier = [earlier for _, earlier in places]
 
     def sums(self, rows: Numbers) -> Numbers:
         """Return the sums over ranks of numbers that each computed from the rows it holds.
 
-        It is one all-reduce, in which each replica but the first counts as zero, and so does what a
-        rank has no number for: one that holds no rows of a parameter gets the others' sum, too. All
-        ranks send and find the same, or they would wait for each other, or drift apart.
+        It is one all-reduce of equal size on all ranks, in which each replica but the first counts
+        as zero, and so does a parameter of which a rank has no number.
         """
-        present = [n for n in rows if n is not None]
-        kind = present[0] if present else torch.zeros(())
-        sent = torch.zeros(len(rows), dtype=torch.float64, device=kind.device)
+        device = next((n.device for n in rows if n is not None), self._device)
+        sent = torch.zeros(len(rows), dtype=torch.float64, device=device)
         for i, (number, counts) in enumerate(zip(rows, self._counts, strict=True)):
             if number is not None:
                 sent[i] = number * counts
         distributed.all_reduce(sent)
-        return list(sent.to(kind.dtype))
+        pairs = zip(rows, sent, strict=True)
+        return [None if number is None else total for number, total in pairs]
 
     def before(self, rows: Numbers) -> Numbers:
         """Return the sums of the numbers of those ranks that hold earlier rows."""
