@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import operator
 import tempfile
 import weakref
 import zlib
@@ -21,6 +22,14 @@ PIECE = 1 << 16
 
 SAMPLED = 64
 """Bytes of an array that is only watched which are looked at."""
+
+# Read in C, for there may be hundreds of tensors.
+PLACE = operator.methodcaller("data_ptr")
+SHAPE = operator.attrgetter("shape")
+VERSION = operator.attrgetter("_version")
+WITH_GRADIENT = operator.attrgetter("requires_grad")
+
+Forms = tuple[list[int], list[torch.Size]]
 
 
 def size_of(content: Any) -> int:
@@ -53,13 +62,13 @@ class Copies:
         self._arrays = [(c, c.copy()) for c in contents if not isinstance(c, Tensor)]
         self._tensors = [c for c in contents if isinstance(c, Tensor)]
         self._storages = [t.data for t in self._tensors]
+        self._forms = forms(self._storages)
         # One call for all of them: a normalisation layer has three each.
         self._copies = list(torch._foreach_clone(self._storages)) if self._storages else []
 
     def put_back(self) -> None:
         """Write the copies into the same memory, which the same tensors hold again."""
-        for tensor, storage in zip(self._tensors, self._storages, strict=True):
-            hold(tensor, storage)
+        hold_all(self._tensors, self._storages, self._forms)
         if self._tensors:
             with torch.no_grad():
                 torch._foreach_copy_(self._tensors, self._copies)
@@ -117,23 +126,55 @@ class Spill:
         return moved
 
 
-class Mark:
-    """What a content looks like now, without a copy: some writes leave it as it is.
+class Watched:
+    """Contents without a copy: some writes leave no mark.
 
     Args:
-        content: a tensor, whose version counts writes, or an array, of which some bytes are kept.
+        contents: tensors, whose versions count writes, and arrays, of which some bytes are kept.
+
+    Attributes:
+        tensors: the tensors whose memory can be exchanged.
     """
 
-    def __init__(self, content: Any) -> None:
-        self._content = content
-        self._storage = content.data if isinstance(content, Tensor) else None
-        self._now = _look(content)
+    def __init__(self, contents: Sequence[Any]) -> None:
+        self.tensors = [c for c in contents if _local(c)]
+        self._others = [c for c in contents if not _local(c)]
+        self._storages: list[Tensor] = []
+        self._forms: Forms | None = None
 
-    def moved(self) -> bool:
-        """Return whether it was written to; memory that was exchanged is given back first."""
-        if self._storage is not None and is_plain(self._content):
-            hold(self._content, self._storage)
-        return bool(_look(self._content) != self._now)
+    def mark(self) -> Mark:
+        """Return what shows which contents were written to after now."""
+        now = forms(self.tensors)
+        if now != self._forms:
+            self._storages, self._forms = [t.data for t in self.tensors], now
+        return Mark(self.tensors, self._storages, now, self._others)
+
+    def forget(self) -> None:
+        """Let go of the memory, which between updates may move to another device."""
+        self._storages, self._forms = [], None
+
+
+class Mark:
+    """What contents look like at one moment; see `Watched`."""
+
+    def __init__(
+        self, tensors: list[Tensor], storages: list[Tensor], forms: Forms, others: list[Any]
+    ) -> None:
+        self._tensors, self._storages, self._forms = tensors, storages, forms
+        self._others = others
+        self._now = self._look()
+
+    def _look(self) -> list[Any]:
+        return [*map(VERSION, self._tensors), *map(_look, self._others)]
+
+    def moved(self) -> list[Any]:
+        """Return what was written to; memory that was exchanged is given back first."""
+        hold_all(self._tensors, self._storages, self._forms)
+        now = self._look()
+        if now == self._now:
+            return []
+        contents = [*self._tensors, *self._others]
+        return [c for c, a, b in zip(contents, now, self._now, strict=True) if a != b]
 
 
 def marks_of(contents: Sequence[Any]) -> list[Any]:
@@ -145,6 +186,18 @@ def hold(tensor: Tensor, storage: Tensor) -> None:
     """Have a tensor hold the memory that it held before."""
     if tensor.data_ptr() != storage.data_ptr() or tensor.shape != storage.shape:
         tensor.data = storage
+
+
+def forms(tensors: Sequence[Tensor]) -> Forms:
+    """Return where tensors have their memory, and their shapes."""
+    return list(map(PLACE, tensors)), list(map(SHAPE, tensors))
+
+
+def hold_all(tensors: Sequence[Tensor], storages: Sequence[Tensor], before: Forms) -> None:
+    """Have tensors hold the memory that they held before."""
+    if forms(tensors) != before:
+        for tensor, storage in zip(tensors, storages, strict=True):
+            hold(tensor, storage)
 
 
 def _local(content: Any) -> bool:

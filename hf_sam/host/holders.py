@@ -4,8 +4,9 @@
 from __future__ import annotations
 
 import itertools
-from collections import deque
-from collections.abc import Collection, Iterable, Iterator
+import operator
+from collections import OrderedDict, defaultdict, deque
+from collections.abc import Iterable, Sequence
 from types import CellType
 from typing import Any
 
@@ -29,31 +30,30 @@ class Holder:
     def __init__(self, name: str, value: Any) -> None:
         self.name, self.value, self.own = name, value, False
 
-    def views(self) -> tuple[Iterable[Any], ...]:
-        """Return live views: as often as they are walked, they show what is held then."""
-        return (self.value,)
+    def live(self) -> tuple[Iterable[Any], ...]:
+        """Return views that show what is held whenever they are walked; none if that is slow."""
+        return ()
 
-    def copy(self) -> Any:
+    def held(self) -> tuple[Any, ...]:
         """Return what is held now."""
-        return list(self.value)
+        return tuple(self.value)
 
-    def values(self, copy: Any) -> Collection[Any]:
-        """Return the values in a copy."""
-        return copy
+    def values(self, held: tuple[Any, ...]) -> tuple[Any, ...]:
+        """Return the values of what was held once."""
+        return held
 
-    def same(self, copy: Any) -> bool:
-        """Return whether exactly what a copy has is held."""
-        held = self.copy()
-        return len(held) == len(copy) and all(map(_is, held, copy))
+    def same(self, held: tuple[Any, ...]) -> bool:
+        """Return whether exactly that is held."""
+        return identical(self.held(), held)
 
-    def put_back(self, copy: Any) -> None:
-        """Hold again what a copy has."""
+    def put_back(self, held: tuple[Any, ...]) -> None:
+        """Hold again what was held once."""
         self.value.clear()
-        self.value.extend(copy)
+        self.value.extend(held)
 
-    def grown(self, copy: Any) -> bool:
-        """Return whether what a copy has is still there, in front of anything else."""
-        return len(self.value) >= len(copy) and all(map(_is, self.value, copy))
+    def grown(self, held: tuple[Any, ...]) -> bool:
+        """Return whether what was held is still there, in front of anything else."""
+        return identical(self.held()[: len(held)], held)
 
     def cut(self, length: int) -> bool:
         """Let go of what came after the first entries; return whether that can be told."""
@@ -71,6 +71,10 @@ class Items(Holder):
 
     __slots__ = ()
 
+    def live(self) -> tuple[Iterable[Any], ...]:
+        """Return the list itself."""
+        return (self.value,) if type(self.value) is list else ()
+
     def cut(self, length: int) -> bool:
         """Let go of what came after the first entries."""
         del self.value[length:]
@@ -81,6 +85,10 @@ class Queue(Holder):
     """A deque."""
 
     __slots__ = ()
+
+    def live(self) -> tuple[Iterable[Any], ...]:
+        """Return the deque itself."""
+        return (self.value,) if type(self.value) is deque else ()
 
     def sample(self, length: int) -> list[Any]:
         """Return both ends of the first entries: a deque is slow in the middle."""
@@ -102,41 +110,33 @@ class Entries(Holder):
         super().__init__(name, value)
         self.but = but
 
-    def views(self) -> tuple[Iterable[Any], ...]:
-        """Return live views of the keys and values."""
-        return (Chosen(self),) if self.but else (self.value.keys(), self.value.values())
+    def live(self) -> tuple[Iterable[Any], ...]:
+        """Return views of the keys and values, unless a class of its own may do more."""
+        return (self.value.keys(), self.value.values()) if self._is_plain() else ()
 
-    def copy(self) -> dict[Any, Any]:
-        """Return what is held now."""
-        held = dict(self.value.items())
-        for key in self.but & held.keys():
-            del held[key]
-        return held
+    def _is_plain(self) -> bool:
+        return not self.but and type(self.value) in (dict, defaultdict, OrderedDict)
 
-    def values(self, copy: dict[Any, Any]) -> Collection[Any]:
-        """Return the values in a copy."""
-        return copy.values()
+    def items(self) -> list[tuple[Any, Any]]:
+        """Return the keys with their values."""
+        return [pair for pair in self.value.items() if pair[0] not in self.but]
 
-    def same(self, copy: dict[Any, Any]) -> bool:
-        """Return whether exactly what a copy has is held, in its order."""
-        held = self.copy()
-        return list(held) == list(copy) and all(map(_is, held.values(), copy.values()))
+    def held(self) -> tuple[Any, ...]:
+        """Return every key with its value, one after the other."""
+        return tuple(itertools.chain.from_iterable(self.items()))
 
-    def put_back(self, copy: dict[Any, Any]) -> None:
-        """Hold again what a copy has."""
-        value = self.value
-        for key in value.keys() - copy.keys() - self.but:
+    def values(self, held: tuple[Any, ...]) -> tuple[Any, ...]:
+        """Return the values of what was held once."""
+        return held[1::2]
+
+    def put_back(self, held: tuple[Any, ...]) -> None:
+        """Hold again what was held once."""
+        value, before = self.value, dict(zip(held[::2], held[1::2], strict=True))
+        for key in value.keys() - before.keys() - self.but:
             del value[key]
-        if not self.but and list(value) != list(copy):
+        if not self.but and list(value) != list(before):
             value.clear()  # to have the keys in their order
-        value.update(copy)
-
-    def grown(self, copy: dict[Any, Any]) -> bool:
-        """Return whether what a copy has is still there, in front of anything else."""
-        held = self.copy()
-        return len(held) >= len(copy) and all(
-            a is b and held[a] is copy[b] for a, b in zip(held, copy, strict=False)
-        )
+        value.update(before)
 
     def cut(self, length: int) -> bool:
         """Let go of what came after the first entries."""
@@ -150,18 +150,14 @@ class Entries(Holder):
         return [*first, *(self.value[key] for key in first)]
 
 
-class Chosen:
-    """The keys and values of a dict but for some keys, as often as they are asked for."""
+class Attributes(Entries):
+    """The attributes of an object, or what a module has registered: names do not change places."""
 
-    def __init__(self, entries: Entries) -> None:
-        self._entries = entries
+    __slots__ = ()
 
-    def __iter__(self) -> Iterator[Any]:
-        entries = self._entries
-        for key, value in entries.value.items():
-            if key not in entries.but:
-                yield key
-                yield value
+    def live(self) -> tuple[Iterable[Any], ...]:
+        """Return a view of the values: the names would take as long again."""
+        return (self.value.values(),) if self._is_plain() else ()
 
 
 class Members(Holder):
@@ -169,21 +165,17 @@ class Members(Holder):
 
     __slots__ = ()
 
-    def copy(self) -> set[Any]:
-        """Return what is held now."""
-        return set(self.value)
+    def same(self, held: tuple[Any, ...]) -> bool:
+        """Return whether exactly that is held."""
+        return bool(self.value == set(held))
 
-    def same(self, copy: set[Any]) -> bool:
-        """Return whether exactly what a copy has is held."""
-        return bool(self.value == copy)
+    def put_back(self, held: tuple[Any, ...]) -> None:
+        """Hold again what was held once."""
+        self.value.symmetric_difference_update(self.value ^ set(held))
 
-    def put_back(self, copy: set[Any]) -> None:
-        """Hold again what a copy has."""
-        self.value.symmetric_difference_update(self.value ^ copy)
-
-    def grown(self, copy: set[Any]) -> bool:
+    def grown(self, held: tuple[Any, ...]) -> bool:
         """Return whether nothing was added: what came last is unknown."""
-        return self.same(copy)
+        return self.same(held)
 
     def cut(self, length: int) -> bool:
         """Return whether there is nothing to let go of: what came last is unknown."""
@@ -199,23 +191,22 @@ class Slots(Entries):
 
     __slots__ = ()
 
-    def views(self) -> tuple[Iterable[Any], ...]:
-        """Return a live view of the names and values."""
-        return (self,)
+    def live(self) -> tuple[Iterable[Any], ...]:
+        """Return nothing: there is no view of slots."""
+        return ()
 
-    def __iter__(self) -> Iterator[Any]:
-        for pair in self.copy().items():
-            yield from pair
+    def items(self) -> list[tuple[Any, Any]]:
+        """Return the names of what is set, with the values."""
+        return [
+            (name, getattr(self.value, name)) for name in slots_of(type(self.value), self.value)
+        ]
 
-    def copy(self) -> dict[Any, Any]:
-        """Return the values that are set."""
-        return {name: getattr(self.value, name) for name in slots_of(type(self.value), self.value)}
-
-    def put_back(self, copy: dict[Any, Any]) -> None:
-        """Set again what a copy has, and nothing else."""
-        for name in self.copy().keys() - copy.keys():
+    def put_back(self, held: tuple[Any, ...]) -> None:
+        """Set again what was set once, and nothing else."""
+        before = dict(zip(held[::2], held[1::2], strict=True))
+        for name in dict(self.items()).keys() - before.keys():
             object.__delattr__(self.value, name)
-        for name, value in copy.items():
+        for name, value in before.items():
             object.__setattr__(self.value, name, value)
 
 
@@ -224,30 +215,64 @@ class Cell(Holder):
 
     __slots__ = ()
 
-    def views(self) -> tuple[Iterable[Any], ...]:
-        """Return a live view of the content."""
-        return (self,)
-
-    def __iter__(self) -> Iterator[Any]:
-        return iter(self.copy())
-
-    def copy(self) -> list[Any]:
+    def held(self) -> tuple[Any, ...]:
         """Return the content, nothing of an empty cell."""
         try:
-            return [self.value.cell_contents]
+            return (self.value.cell_contents,)
         except ValueError:
-            return []
+            return ()
 
-    def put_back(self, copy: list[Any]) -> None:
-        """Hold again what a copy has."""
-        if copy:
-            self.value.cell_contents = copy[0]
+    def put_back(self, held: tuple[Any, ...]) -> None:
+        """Hold again what was held once."""
+        if held:
+            self.value.cell_contents = held[0]
         else:
             del self.value.cell_contents
 
-    def grown(self, copy: list[Any]) -> bool:
+    def grown(self, held: tuple[Any, ...]) -> bool:
         """Return whether the content is the same."""
-        return self.same(copy)
+        return self.same(held)
+
+
+Held = tuple[Holder, tuple[Any, ...]]
+"""A container with what it held."""
+
+
+class Quiet:
+    """Containers that have never moved, most of all there are: one look tells if one does.
+
+    The look takes a list of all that they hold and compares it with the list of before, which for
+    the same objects is two pointers each. Another object that is equal passes for the same: what is
+    written into it later makes it unequal, and shows.
+
+    Args:
+        holders: the containers.
+
+    Attributes:
+        all: the containers with what they hold.
+    """
+
+    def __init__(self, holders: Sequence[Holder]) -> None:
+        self.all = [(holder, holder.held()) for holder in holders]
+        self._live = [view for holder in holders for view in holder.live()]
+        self._before = self._look()
+
+    def _look(self) -> list[Any]:
+        return list(itertools.chain.from_iterable(self._live))
+
+    def moved(self) -> list[Held]:
+        """Return the containers that do not hold the same objects, with what they held."""
+        try:
+            if self._look() == self._before:
+                return []
+        except Exception:  # tensors and arrays cannot say whether they are equal
+            pass
+        return [(holder, held) for holder, held in self.all if not holder.same(held)]
+
+    def without(self, holders: Sequence[Holder]) -> Quiet:
+        """Return the others, which hold the same as ever."""
+        gone = set(map(id, holders))
+        return Quiet([holder for holder, _ in self.all if id(holder) not in gone])
 
 
 def holder_of(name: str, value: Any) -> Holder:
@@ -268,5 +293,6 @@ def slots_of(cls: type, value: Any) -> list[str]:
     return [n for one in listed for n in one if n != "__dict__" and hasattr(value, n)]
 
 
-def _is(one: Any, other: Any) -> bool:
-    return one is other
+def identical(one: Sequence[Any], other: Sequence[Any]) -> bool:
+    """Return whether two sequences hold the same objects."""
+    return len(one) == len(other) and all(map(operator.is_, one, other))

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import itertools
 import logging
 from collections.abc import Callable, Collection, Iterable
 from typing import Any
@@ -11,8 +10,18 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..landscape import Restore
-from .contents import SMALL, Copies, Mark, Spill, is_plain, marks_of, size_of
-from .holders import Holder
+from .contents import (
+    SMALL,
+    WITH_GRADIENT,
+    Copies,
+    Spill,
+    Watched,
+    forms,
+    is_plain,
+    marks_of,
+    size_of,
+)
+from .holders import Held, Holder, Quiet, identical
 from .state import Found, Search, kind_of
 from .streams import position, remember_generators, same_position
 
@@ -58,6 +67,7 @@ class Records:
         self._search, self._trained, self._keeps = search or Search(), trained, keeps
         self._settled = settled
         self._moving: set[str] = set()
+        self._restless: set[str] = set()
         self._warned: set[str] = set()
         self._plan: Plan | None = None
         self._latest: Snapshot | None = None
@@ -81,6 +91,8 @@ class Records:
         if self._latest is not None and not self._settled:
             self._learn(self._latest)
             self._settled, self._plan = True, None
+        if self._plan is not None:
+            self._plan.watched.forget()
         self._latest = None
 
     def _learn(self, snapshot: Snapshot) -> None:
@@ -118,7 +130,8 @@ class Records:
         if plan is None or not self._settled or not plan.is_current():
             found = self._search(self._attributes, self._but, self._asleep, self._grouped)
             found.trained.extend(self._trained())
-            self._plan = plan = Plan(found, self._moving, 0 if self._settled else AT_FIRST)
+            room = 0 if self._settled else AT_FIRST
+            self._plan = plan = Plan(found, self._moving, self._restless, room)
         return plan
 
     def _grouped(self, holder: Holder) -> bool:
@@ -131,47 +144,54 @@ class Records:
 class Plan:
     """How to remember what was found: what to copy, and what to watch.
 
+    Containers that have never moved are looked at together (see `Quiet`), others one by one.
+
     Args:
         found: what was found.
         moving: names of what is to be copied though it is large.
+        restless: names of the containers that have moved; more are added.
         room: bytes of what is not known to move that may be kept in a file.
+
+    Attributes:
+        held: the containers that have moved, with what they hold.
     """
 
-    def __init__(self, found: Found, moving: set[str], room: int) -> None:
-        self.found = found
-        self._views = [view for holder in found.holders for view in holder.views()]
-        self.held = [holder.copy() for holder in found.holders]
-        self.identities = self.identities_now()
+    def __init__(self, found: Found, moving: set[str], restless: set[str], room: int) -> None:
+        self.found, self._restless = found, restless
+        apart = [holder for holder in found.holders if self._moves(holder)]
+        self.held: list[Held] = [(holder, holder.held()) for holder in apart]
+        self.quiet = Quiet([holder for holder in found.holders if not self._moves(holder)])
         own = {_storage(t) for t in found.trained}
         contents = [(n, c) for n, c in found.contents if _storage(c) not in own]
         self.names = {id(c): n for n, c in contents}
-        self.copied, self.spilled, self.watched = _sort(contents, moving, room)
-        self._places = self._places_now()
+        self.copied, self.spilled, watched = _sort(contents, moving, room)
+        self.watched = Watched(watched)
+        self._tensors = [c for c in self.copied if isinstance(c, Tensor)] + self.watched.tensors
+        self._forms = forms(self._tensors)
 
-    def identities_now(self) -> list[int]:
-        """Return the identities of all keys and values that are held now, in their order."""
-        return list(map(id, itertools.chain.from_iterable(self._views)))
+    def _moves(self, holder: Holder) -> bool:
+        return holder.name in self._restless or not holder.live()
+
+    def wake(self, moved: list[Held]) -> None:
+        """Look at containers one by one from now on."""
+        if moved:
+            self._restless |= {holder.name for holder, _ in moved}
+            self.quiet = self.quiet.without([holder for holder, _ in moved])
+            known = {id(holder) for holder, _ in self.held}
+            self.held = self.held + [pair for pair in moved if id(pair[0]) not in known]
 
     def is_current(self) -> bool:
         """Return whether the same things can be moved now; what is held is taken over."""
-        if self._places_now() != self._places or any(t.requires_grad for t in self._tensors()):
+        unfrozen = True in map(WITH_GRADIENT, self._tensors)
+        if unfrozen or forms(self._tensors) != self._forms:
             return False
-        now = self.identities_now()
-        if now != self.identities:
-            held = list(self.held)  # snapshots keep the old one
-            for i, holder in enumerate(self.found.holders):
-                if not holder.same(held[i]):
-                    before, held[i] = held[i], holder.copy()
-                    if not _only_leaves(holder, before, held[i]):
-                        return False
-            self.held, self.identities = held, now
+        self.wake(self.quiet.moved())
+        held = [(holder, holder.held()) for holder, _ in self.held]
+        for (holder, before), (_, now) in zip(self.held, held, strict=True):
+            if not identical(now, before) and not _only_leaves(holder, before, now):
+                return False
+        self.held = held  # a new list: snapshots keep the old one
         return True
-
-    def _tensors(self) -> list[Tensor]:
-        return [c for c in self.copied + self.watched if isinstance(c, Tensor)]
-
-    def _places_now(self) -> list[int]:
-        return [t.data_ptr() for t in self._tensors() if is_plain(t)]
 
 
 class Snapshot:
@@ -179,9 +199,9 @@ class Snapshot:
 
     def __init__(self, plan: Plan) -> None:
         self._plan = plan
-        self._held, self._identities = plan.held, plan.identities
+        self._held, self._quiet = plan.held, plan.quiet
         self._copies, self._spill = Copies(plan.copied), Spill(plan.spilled)
-        self._marks = [(plan.names[id(c)], Mark(c)) for c in plan.watched]
+        self._mark = plan.watched.mark()
         self._groups = [(name, g, marks_of(g)) for name, g in plan.found.grouped.items()]
         self._lengths = [Length(holder) for holder in plan.found.watched]
         self._generators = remember_generators(plan.found.generators)
@@ -198,15 +218,16 @@ class Snapshot:
         Args:
             own: with the attributes and containers of the owner itself.
         """
-        if self._plan.identities_now() != self._identities:
-            for holder, copy in zip(self._plan.found.holders, self._held, strict=True):
-                if (own or not holder.own) and not holder.same(copy):
-                    holder.put_back(copy)
+        moved = self._quiet.moved()
+        for holder, held in (*self._held, *moved):
+            if (own or not holder.own) and not holder.same(held):
+                holder.put_back(held)
+        self._plan.wake(moved)
         self._copies.put_back()
         self._spill.put_back()
         self._generators()
         lost = self._groups_that_moved()
-        lost += [name for name, mark in self._marks if mark.moved()]
+        lost += [self._plan.names[id(c)] for c in self._mark.moved()]
         return lost + [length.name for length in self._lengths if not length.put_back()]
 
     def _groups_that_moved(self) -> list[str]:
@@ -215,14 +236,12 @@ class Snapshot:
     def large_that_moved(self) -> set[str]:
         """Return the names of large things that are not what they were, or hold such things."""
         plan = self._plan
-        pairs = list(zip(plan.found.holders, self._held, strict=True))
-        moved = {holder.name for holder, copy in pairs if not holder.grown(copy)}
+        pairs = (*self._held, *self._quiet.moved())
+        moved = {holder.name for holder, held in pairs if not holder.grown(held)}
         large = {plan.names[i] for i in self._spill.moved()} | set(self._groups_that_moved())
-        for holder, copy in pairs:
-            inside = f"{holder.name}["
-            if len(copy) > LONG and any(n == holder.name or n.startswith(inside) for n in moved):
-                large.add(holder.name)
-        return large
+        both = (*self._held, *self._quiet.all)
+        long = {holder.name for holder, held in both if len(holder.values(held)) > LONG}
+        return large | {n for n in long if any(m == n or m.startswith(f"{n}[") for m in moved)}
 
 
 class Length:
@@ -274,7 +293,7 @@ def _storage(content: Any) -> Any:
     return content.untyped_storage().data_ptr() or id(content)
 
 
-def _only_leaves(holder: Holder, before: Any, now: Any) -> bool:
+def _only_leaves(holder: Holder, before: tuple[Any, ...], now: tuple[Any, ...]) -> bool:
     """Whether whatever a container holds anew has no content of its own."""
     old = set(map(id, holder.values(before)))
     return all(kind_of(v) == "leaf" for v in holder.values(now) if id(v) not in old)

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from .holders import Cell, Entries, Holder, Slots, holder_of, slots_of
+from .holders import Attributes, Cell, Holder, Slots, holder_of, slots_of
 
 MANY = 10_000
 """Entries of a container from which on nobody looks inside of them, even at first."""
@@ -139,10 +139,10 @@ class Search:
             grouped: whether the contents of a container belong together.
         """
         walk = _Walk(self, asleep, grouped)
-        attributes = Entries("", roots, but)  # type: ignore[arg-type]
+        attributes = Attributes("", roots, but)  # type: ignore[arg-type]
         attributes.own = True
         walk.found.holders.append(attributes)
-        walk.go((name, value) for name, value in attributes.copy().items())
+        walk.go(attributes.items())
         return walk.found
 
 
@@ -239,7 +239,7 @@ class _Walk:
     def _cell(self, name: str, value: types.CellType) -> None:
         cell = Cell(name, value)
         self.found.holders.append(cell)
-        self._next.extend((name, one) for one in cell)
+        self._next.extend((name, one) for one in cell.held())
 
     def _function(self, name: str, value: Any) -> None:
         if value.__module__ and value.__module__.split(".")[0] in MACHINERY:
@@ -258,22 +258,23 @@ class _Walk:
     def _object(self, name: str, value: Any) -> None:
         attributes = getattr(value, "__dict__", None)
         if isinstance(attributes, dict):
-            self.found.holders.append(Entries(name, attributes))
+            self.found.holders.append(Attributes(name, attributes))
             self._next.extend((f"{name}.{key}", one) for key, one in attributes.items())
         if slots_of(type(value), value):
             slots = Slots(name, value)
             self.found.holders.append(slots)
-            self._next.extend((f"{name}.{key}", one) for key, one in slots.copy().items())
+            self._next.extend((f"{name}.{key}", one) for key, one in slots.items())
 
     def _module(self, name: str, value: nn.Module) -> None:
         where = type(value).__module__
         attributes = vars(value)
+        leaves_statistics = not self._search.norm_statistics and normalises(value)
         if where.startswith(WRAPPERS) and not where.startswith(LAYERS):
             attributes = {"_modules": attributes.get("_modules")}  # they keep their own books
         else:
-            self.found.holders.append(Entries(name, attributes))
+            self.found.holders.append(Attributes(name, attributes))
         for key, one in attributes.items():
-            if key in HOOKS or (key == "_buffers" and self._leaves_statistics(value)):
+            if key in HOOKS or (key == "_buffers" and leaves_statistics):
                 continue
             if key in ("_parameters", "_buffers", "_modules"):
                 self._registered(name, key, one)
@@ -284,11 +285,8 @@ class _Walk:
         """Look at the weights, buffers or modules that a module has registered."""
         if not isinstance(entries, dict) or (key == "_parameters" and not self._search.weights):
             return
-        self.found.holders.append(Entries(name, entries))
+        self.found.holders.append(Attributes(name, entries))
         self._next.extend((f"{name}.{inner}", one) for inner, one in entries.items())
-
-    def _leaves_statistics(self, module: nn.Module) -> bool:
-        return not self._search.norm_statistics and normalises(module)
 
 
 def normalises(module: nn.Module) -> bool:

@@ -107,3 +107,50 @@ def test_later_passes_begin_with_the_records_of_the_first() -> None:
         it.count = 99
         raise RuntimeError
     assert it.count == 4
+
+
+class Late(torch.nn.Module):
+    """Has containers that do not move at first."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.drop, self.names, self.keys = torch.nn.Dropout(0.1), {1}, {"a": True}
+        self.register_buffer("mean", torch.zeros(3))
+        self.kept: list[Any] = []
+
+
+def test_what_moves_late_is_put_back_in_the_update_in_which_it_first_does() -> None:
+    """One look at all containers that have never moved finds it, and it is looked at from then."""
+    it = SimpleNamespace(model=Late())
+    model, state = it.model, Records(it)
+    for _ in range(2):
+        state.remember()()
+        state.settle()
+    quiet = state._current_plan().quiet
+    assert len(quiet.all) > 5 and not quiet.moved()
+    kept, mean = model.kept, model.mean
+    for _ in range(2):
+        restore = state.remember()
+        model.drop.p, model.drop.training, model.mean = 0.7, False, torch.ones(3)
+        model.kept = []  # an equal one, which a look lets pass until it is written to
+        model.kept.append(torch.ones(2))
+        model.keys["b"] = model.keys.pop("a")
+        model.names.add(2)
+        restore()
+        assert (model.drop.p, model.drop.training, model.keys) == (0.1, True, {"a": True})
+        assert model.mean is mean and model.kept == [] and model.names == {1}
+    assert model.kept is kept
+    assert len(state._current_plan().quiet.all) < len(quiet.all)
+
+
+def test_frozen_weights_in_other_memory_are_given_theirs_back() -> None:
+    it = SimpleNamespace(weight=torch.nn.Parameter(torch.zeros(3), requires_grad=False))
+    state, place = Records(it), it.weight.data_ptr()
+    state.remember()()
+    state.settle()
+    restore = state.remember()
+    it.weight.data = torch.ones(3)
+    restore()
+    assert it.weight.data_ptr() == place and it.weight.tolist() == [0, 0, 0]
+    state.settle()
+    assert state._plan is not None and not state._plan.watched._storages
