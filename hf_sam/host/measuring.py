@@ -10,7 +10,8 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from .asking import Asking
 from .losses import GIVE
@@ -173,19 +174,22 @@ class Measuring:
         # Of several that cannot be told apart for sure, a clearly closer one comes first.
         fitting.sort(key=lambda one: abs(off[one][0]) // (self._tolerance / 10 * abs(whole) or 1))
         distance, spread = off[(fitting or self._possible)[0]]
-        ratio = f"{(whole + distance) / whole:.4f} of it" if whole else f"{distance:.4g} off"
+        ratio = f"{(whole + distance) / whole:.7g} of it" if whole else f"{distance:.4g} off"
         believed = WORDS[(fitting or self._possible)[0].by]
         if random:
             self._say(
                 "draws random numbers beside dropout, of which a part of a batch sees others than "
                 f"the whole: the parts, weighted by {believed}, make {ratio}, give or take "
-                f"{spread / abs(whole or 1):.4f}. {self._meaning()}"
+                f"{spread / abs(whole or 1):.1e}. {self._meaning()}"
             )
-        elif not fitting:
+        elif not fitting or normed(self._trainer.model):
+            why = "batch norm couples the examples of a batch"
+            if not normed(self._trainer.model):
+                why = "no weighting gives the whole, as with class weights, contrastive and "
+                why += "auxiliary losses"
             self._say(
                 f"is {whole:.4g} for a whole batch, and its parts, weighted by {believed}, make "
-                f"{ratio}: no weighting gives the whole, as under batch norm, class weights, "
-                f"contrastive and auxiliary losses. {self._meaning()}"
+                f"{ratio}: {why}. {self._meaning()}"
             )
         only = random or not fitting
         self._settle((fitting or self._possible)[:1] if only else fitting, smallest)
@@ -273,14 +277,19 @@ class Measuring:
 
 
 def tolerance_of(trainer: Any) -> float:
-    """Return how far a loss may be off by rounding, as a share of it: of float32 about 1e-7 on a
-    CPU, where batch norm shows from 5e-5 on.
+    """Return how far a loss may be off by rounding, as a share of it: with float32 on a CPU it is
+    off by about 1e-7.
     """
     params = list(trainer.model.parameters())
     narrow = {torch.float16, torch.bfloat16} & {p.dtype for p in params}
     if narrow or trainer.accelerator.mixed_precision != "no":
         return 1e-2
     return 1e-5 if all(p.device.type == "cpu" for p in params) else 1e-4
+
+
+def normed(model: nn.Module) -> bool:
+    """Whether batch norm couples the examples of a batch, even where the loss hardly shows it."""
+    return any(isinstance(m, _BatchNorm) and m.training for m in model.modules())
 
 
 def near(one: float, other: float, tolerance: float) -> bool:
