@@ -131,13 +131,17 @@ def check_losses(trainer: Any, method: str) -> None:
 
 
 def counted_share(loss_of: Callable[[Tensor], float], n: Tensor) -> float | None:
-    """Return which share of the loss halves when the number of items doubles: 1 of a loss that is
-    divided by it, 0 of one that ignores it; None where it cannot be told.
+    """Return which share of the loss halves when the number of items doubles.
+
+    The share is 1 for a loss that is divided by the number and 0 for one that ignores it.
 
     Args:
-        loss_of: the loss of one and the same batch for a given number of items. Asked a third time,
-            it tells how far the loss moves by itself.
-        n: number of items, `()`.
+        loss_of: a function that returns the loss of one and the same batch for a given number of
+            items. It is called a third time to see how far the loss changes by itself.
+        n: the number of items, `()`.
+
+    Returns:
+        The share, or None if it cannot be determined.
     """
     once, twice, again = loss_of(n), loss_of(2 * n), loss_of(n)
     if not all(map(math.isfinite, (once, twice, again))) or abs(once) < 1e-8:

@@ -267,9 +267,8 @@ class Measuring:
 
 
 def tolerance_of(trainer: Any) -> float:
-    """Return how far a loss may be off by rounding, as a share of it: of float32 about 1e-7 on a
-    CPU, where batch norm shows from 5e-5 on.
-    """
+    """Return how far a loss may be off by rounding, as a share of the loss."""
+    # float32 is off by about 1e-7 on a CPU, where batch norm shows from 5e-5 on.
     params = list(trainer.model.parameters())
     narrow = {torch.float16, torch.bfloat16} & {p.dtype for p in params}
     if narrow or trainer.accelerator.mixed_precision != "no":
