@@ -100,8 +100,6 @@ class Landscape(Context):
         self._peeked: Vector | None = None
         self._losses: list[Tensor] = []
 
-    # -- asking ---------------------------------------------------------------------------------
-
     def gradient(self, *, with_losses: bool = False) -> Vector:
         """Return the gradient where the weights stand now: one pass over all micro-batches.
 
@@ -199,8 +197,6 @@ class Landscape(Context):
         """Return the update with `None` where the first pass had no gradient."""
         return on_present(self.update, update)
 
-    # -- what was found -------------------------------------------------------------------------
-
     @property
     def losses(self) -> list[Tensor]:
         """The per-example losses of the last pass, (B,) per micro-batch, if they were wanted."""
@@ -217,14 +213,8 @@ class Landscape(Context):
         """Record whether a perturbation was skipped, as a `()` bool tensor on the device."""
         self.update.readings.skip(skipped)
 
-    # -- other data -----------------------------------------------------------------------------
-
     def select(self, positions: Sequence[Tensor]) -> Landscape:
-        """Return the Landscape of chosen examples, for a later pass of this update.
-
-        Args:
-            positions: the positions of the chosen examples, (K,) per micro-batch.
-        """
+        """Return the Landscape of the examples at (K,) positions per micro-batch."""
         return Landscape.of(self.update, self.data.select(positions))
 
     def groups(
@@ -277,8 +267,6 @@ class Landscape(Context):
                 with engine.passes(self.params), engine.no_sync(own=True):
                     self.update.backward(batch, 1.0)
                 yield Vector(engine.take_grads(self.params), engine.placement)
-
-    # -- perturbing -----------------------------------------------------------------------------
 
     @contextmanager
     def perturbed(self, eps: Vector) -> Iterator[None]:
