@@ -210,7 +210,7 @@ class SAMMixin(TrainerBase):
     def compute_loss(  # type: ignore[override]
         self, model: nn.Module, inputs: Any, return_outputs: bool = False, **kwargs: Any
     ) -> Any:
-        """Compute the loss as the Trainer class does, with per-example losses if they are needed."""
+        """Compute the loss as the Trainer class does, with per-example losses if needed."""
         base = super().compute_loss
         return self._passes.compute_loss(base, model, inputs, return_outputs, **kwargs)
 
