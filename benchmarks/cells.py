@@ -151,8 +151,9 @@ def on_cuda(gpus: int) -> list[Cell]:
 
 
 def _unique(cells: Iterable[Cell]) -> list[Cell]:
-    """Return the cells in order, each once; without rivals that are not installed, and without
-    what a rival's cell measures anyway.
+    """Return the cells in order, each of them once.
+
+    Rivals that are not installed are left out, and so is what a rival's cell measures anyway.
     """
     found = {cell.name: cell for cell in cells if loops.installed(cell.method)}
     beside = {

@@ -250,8 +250,9 @@ class Turns(Protocol):
 
 
 class Threaded:
-    """Makes the updates of a loop in a thread of its own: C's allocator treats threads in another
-    way than the main program, and `Stepped` has one, too.
+    """Makes the updates of a loop in a thread of its own.
+
+    C's allocator treats threads differently from the main program, and `Stepped` has one, too.
 
     Args:
         loop: not yet started.

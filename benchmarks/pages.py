@@ -175,8 +175,9 @@ def _sections_of(found: Sequence[Entry], title: str) -> list[str]:
 
 
 def usual(found: Iterable[Entry]) -> list[Entry]:
-    """Return our rows with one process and one micro-batch, each once; of the family of sizes only
-    the usual ones.
+    """Return our rows with one process and one micro-batch, each of them once.
+
+    Of the family of sizes, only the usual ones are included.
     """
     chosen: dict[tuple[str, str], Entry] = {}
     for e in found:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`SAMTrainingArguments`, and the one place that turns names into method objects."""
+"""`SAMTrainingArguments`, and the functions that turn names into method objects."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def check_order(cls: type, mixin: type, base: type) -> None:
     """Refuse a class in which a mixin comes after a base that it should come before.
 
     Raises:
-        TypeError: the order in which to write the bases.
+        TypeError: the order is wrong; the message shows the order that works.
     """
     order = cls.__mro__
     if base in order and order.index(base) < order.index(mixin):
@@ -54,9 +54,8 @@ class SAMArguments:
         default=None,
         metadata={
             "help": "Radius: a number, or a schedule linear:START:END, cosine:START:END, lr:RHO "
-            "(proportional to the "
-            "learning rate), budget:C[:RHO_MAX] (relative rise of the loss). Default: the "
-            "method's own."
+            "(proportional to the learning rate), budget:C[:RHO_MAX] (relative rise of the loss). "
+            "Default: the method's own."
         },
     )
     sam_options: dict[str, Any] | str | None = field(
@@ -67,10 +66,9 @@ class SAMArguments:
         default="always",
         metadata={
             "help": "Which updates are perturbed: always, after:F, before:F, between:A:B "
-            "(fractions of all updates), "
-            "every:K, after_warmup, random:constant:P, random:piecewise:P0:P1:SWITCH, "
-            "random:linear:P0:P1, "
-            "random:trigonometric:P0:P1, adaptive (AE-SAM)."
+            "(fractions of all updates), every:K, after_warmup, random:constant:P, "
+            "random:piecewise:P0:P1:SWITCH, random:linear:P0:P1, random:trigonometric:P0:P1, "
+            "adaptive (AE-SAM)."
         },
     )
     sam_where: list[str] = field(
@@ -84,8 +82,7 @@ class SAMArguments:
         default="window",
         metadata={
             "help": "window: perturb once per update, for the whole accumulated batch; micro: "
-            "every micro-batch takes "
-            "its own perturbation.",
+            "every micro-batch takes its own perturbation.",
             "choices": ACCUMULATION,
         },
     )
@@ -93,8 +90,7 @@ class SAMArguments:
         default="auto",
         metadata={
             "help": "global: the ascent gradient is averaged over ranks; local: each rank "
-            "perturbs with its own; auto: "
-            "local under DDP for methods that allow it, else global.",
+            "perturbs with its own; auto: local under DDP for methods that allow it, else global.",
             "choices": ASCENT_SYNC,
         },
     )
@@ -124,7 +120,7 @@ class SAMArguments:
         dataclass(cls)
 
     def __post_init__(self) -> None:
-        """Check every field, then go on with the class behind."""
+        """Check every field, and then call the next class's `__post_init__`."""
         where: list[str] | str = self.sam_where
         self.sam_where = [where] if isinstance(where, str) else list(where)
         self.sam_options = parse_options(self.sam_options) or None
@@ -142,7 +138,7 @@ class SAMTrainingArguments(SAMArguments, TrainingArguments):
 
 
 def option(args: Any, name: str) -> Any:
-    """Return a `sam_*` field of any arguments object, its default where the object has none."""
+    """Return a `sam_*` field of any arguments object, or the default if the object has none."""
     if hasattr(args, name):
         return getattr(args, name)
     f = SAMArguments.__dataclass_fields__[name]
@@ -166,11 +162,10 @@ def build_method(args: Any, given: str | Method | None = None) -> Method:
         if rho is not None or options:
             raise ValueError(
                 f"sam={type(given).__name__}(...) is an object with its own options; "
-                f"sam_rho={rho!r} and "
-                f"sam_options={options!r} would be ignored: give them to the object, or give the "
-                f"method by name"
+                f"sam_rho={rho!r} and sam_options={options!r} would be ignored: give them to the "
+                "object, or give the method by name"
             )
-        method = copy.deepcopy(given)
+        method = copy.deepcopy(given)  # state that a run changes must not leak into the next run
     elif given is None or isinstance(given, str):
         method = by_name(option(args, "sam") if given is None else given, rho, options)
     else:
@@ -192,7 +187,7 @@ def build_method(args: Any, given: str | Method | None = None) -> Method:
 
 
 def checked_sync(args: Any, method: Method) -> Method:
-    """Return the method, if it allows for the `sam_ascent_sync` asked for."""
+    """Return the method, after a check that it allows the given `sam_ascent_sync`."""
     if option(args, "sam_ascent_sync") == "local" and not method.local_ascent:
         raise ValueError(
             f"sam_ascent_sync='local' is not possible with {main_method(method)[0]}: its update "
@@ -203,9 +198,9 @@ def checked_sync(args: Any, method: Method) -> Method:
 
 
 def main_method(method: Method) -> tuple[str, Method]:
-    """Return the key in `METHODS`, and the method of it that a schedule or grouping is put around.
+    """Return the key and the object of the method inside a schedule or grouping.
 
-    A method that is assembled in Python and has no key goes by its class's name.
+    A method that is assembled in Python and has no key in `METHODS` has its class's name as key.
     """
     keys = {kind: key for key, kind in METHODS.items()}
     for part in method.walk():
@@ -215,14 +210,13 @@ def main_method(method: Method) -> tuple[str, Method]:
 
 
 def per_micro_batch(method: Method) -> Method:
-    """Return the method for each micro-batch by itself (`sam_accumulation="micro"`)."""
+    """Return a method that treats each micro-batch by itself (`sam_accumulation="micro"`)."""
     if isinstance(method, Plain):
         return method
     if isinstance(method, (MSAM, PerGroup)):
         raise ValueError(
-            f"sam_accumulation='micro' makes a group of every micro-batch, and "
-            f"{type(method).__name__} says its own "
-            "groups: leave sam_accumulation at 'window'"
+            "sam_accumulation='micro' makes a group of every micro-batch, and "
+            f"{type(method).__name__} has its own groups: leave sam_accumulation at 'window'"
         )
     return PerGroup(None, method)
 

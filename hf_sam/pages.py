@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The pages of methods, arguments and engines, from the code's own docstrings and fields."""
+"""The pages of methods, arguments and engines, which are made from docstrings and fields."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ COLUMNS = ("key", "paper", "passes per update", "extra memory (P)", "state", "wh
 
 @dataclass
 class Page:
-    """A method's docstring, taken apart.
+    """The sections of a method's docstring.
 
     Attributes:
-        title: its first line.
-        body: everything up to the attributes.
-        attributes: what is said of each field.
+        title: the first line.
+        body: the text from there up to the attributes.
+        attributes: the description of each field.
     """
 
     title: str
@@ -38,7 +38,7 @@ class Page:
 
 
 def page_of(kind: type) -> Page:
-    """Return a class's docstring, taken apart; what it does not say of a field, its bases do."""
+    """Return the sections of a class's docstring; its bases describe inherited fields."""
     title, _, rest = inspect.getdoc(kind).partition("\n")  # type: ignore[union-attr]
     attributes: dict[str, str] = {}
     for base in reversed(kind.__mro__):
@@ -47,16 +47,16 @@ def page_of(kind: type) -> Page:
 
 
 def _attributes(doc: str) -> dict[str, str]:
-    """Return what a docstring says of each field."""
-    found: dict[str, str] = {}
+    """Return the description of each field in a docstring."""
+    described: dict[str, str] = {}
     name = ""
     for line in doc.partition(ATTRIBUTES)[2].partition(EXAMPLE)[0].splitlines():
         if line.startswith("    ") and line[4:5] not in ("", " "):
             name, _, text = line.strip().partition(": ")
-            found[name] = text
-        elif line.strip():
-            found[name] += " " + line.strip()
-    return found
+            described[name] = text
+        elif line.strip():  # a continuation line, which is indented further
+            described[name] += " " + line.strip()
+    return described
 
 
 def options_of(kind: type) -> list[Field[Any]]:
@@ -74,7 +74,7 @@ def default_of(f: Field[Any]) -> Any:
 
 
 def allowed(f: Field[Any]) -> str:
-    """Return in words which values a field takes, as its metadata says."""
+    """Return, in words, the values that a field's metadata allows."""
     rules = f.metadata
     if "choices" in rules:
         return "one of " + ", ".join(rules["choices"])
@@ -248,7 +248,7 @@ def table_markdown(head: Sequence[str], body: Iterable[Sequence[str]]) -> str:
 
 
 def escape(text: str) -> str:
-    """Return text in which Markdown finds neither a table's bar nor emphasis, outside of code."""
+    """Return text in which bars, and stars and angle brackets outside of code, are escaped."""
     parts = text.split("`")
     for i in range(0, len(parts), 2):
         parts[i] = parts[i].replace("*", r"\*").replace("<", "&lt;")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`Run`: what one call of `train()` sets up, and how it makes an update."""
+"""`Run`: one call of `train()`, from its preparation to its updates, logs and checkpoints."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ logger = logging.getLogger(__name__)
 NO_RECORDS = GIVEN - {"model", "compute_loss_func"} | {
     *("_method", "_passes", "_pending_readings", "_run", "_sam_given", "_window", "_windows"),
 }
-"""Attributes that no pass moves: what a Trainer is given, and what the mixin keeps itself."""
+"""Attributes that no pass changes: a Trainer's arguments, and those of the mixin itself."""
 
 
 class Run:
@@ -46,14 +46,14 @@ class Run:
 
     Args:
         trainer: the Trainer.
-        passes: what runs its passes.
-        method: the method, new for this run.
+        passes: the object that runs its passes.
+        method: the method, which is new for this run.
 
     Attributes:
         method: the method.
-        engine: processes and precision; known once the run is prepared.
-        parameters: what the optimizer trains.
-        means: log values since the last log.
+        engine: the machinery of processes and precision; known once the run is prepared.
+        parameters: the parameters that the optimizer trains.
+        means: the means of log values since the last log.
         memory: the callback that measures memory, if there is one.
     """
 
@@ -68,14 +68,14 @@ class Run:
         self.memory: MemoryCallback | None = None
 
     def _new_records(self) -> Records:
-        """Return what remembers the state that passes move."""
+        """Return the store of the state that passes change."""
         trainer, args = self._trainer, self._trainer.args
         search = Search(
             norm_statistics=option(args, "sam_freeze_norm_stats"),
             generators=option(args, "sam_replay_rng"),
             weights=not is_fsdp2(trainer),
         )
-        # A method that somebody has replaced on the object is theirs, and so is what it counts.
+        # A method that the user has replaced on the object is not restored, nor is what it counts.
         replaced = {name for name in vars(trainer) if callable(getattr(type(trainer), name, None))}
         return Records(
             trainer,
@@ -99,12 +99,12 @@ class Run:
     # -- before the first update ----------------------------------------------------------------
 
     def prepare(self, model: nn.Module, loader: Any, total: int) -> None:
-        """Look at optimizer, parameters and data, and refuse what cannot be right.
+        """Prepare the run for its optimizer, parameters and data, and refuse what cannot be right.
 
         Args:
-            model: as accelerate prepared it.
-            loader: of the training data.
-            total: updates of the run.
+            model: the model as accelerate prepared it.
+            loader: the loader of the training data.
+            total: the number of updates in the run.
         """
         trainer = self._trainer
         check_hooks(trainer.model.named_parameters())
@@ -136,7 +136,7 @@ class Run:
         return sync == "local" or (sync == "auto" and self.method.local_ascent)
 
     def _memory_callback(self) -> MemoryCallback | None:
-        """Return the user's, or the one that `sam_track_memory` asks for."""
+        """Return the user's callback, or add the one that `sam_track_memory` asks for."""
         for callback in self._trainer.callback_handler.callbacks:
             if isinstance(callback, MemoryCallback):
                 return callback
@@ -154,7 +154,7 @@ class Run:
             )
 
     def _check_data_needs(self, loader: Any) -> None:
-        """Refuse a method that cannot have of the data what it asks for, and log its groups."""
+        """Refuse a method whose needs the data cannot meet, and log the groups of a method."""
         trainer, name = self._trainer, self.method.describe()["name"]
         steps, ranks = trainer.args.gradient_accumulation_steps, trainer.accelerator.num_processes
         wanted = asks(self.method, steps)
@@ -168,9 +168,9 @@ class Run:
         apart = ranks if self.engine.local_ascent else 1
         if wanted.groups * apart > 1 and trainer.accelerator.is_main_process:
             logger.info(
-                f"{name} perturbs {wanted.groups * apart} groups of an update's examples each for "
-                f"itself: {wanted.groups} on each of {apart} ranks, cut from {steps} micro-batches "
-                "in a row."
+                f"{name} perturbs {wanted.groups * apart} groups of an update's examples "
+                f"separately: {wanted.groups} on each of {apart} ranks, cut from {steps} "
+                "micro-batches in a row."
             )
 
     # -- one update -----------------------------------------------------------------------------
@@ -179,7 +179,7 @@ class Run:
         """Run the method on the data of an update, and write its result to `p.grad`.
 
         Returns:
-            `()` clean loss of the update.
+            The `()` clean loss of the update.
         """
         if self._measuring is not None:
             self._measuring.look(window)
@@ -190,6 +190,7 @@ class Run:
         update = self.method(at)
         self._passes.settle()
         self._records.settle()
+        # An update that loss scaling skips is logged as skipped, too.
         overflow = self.engine.give(self.parameters.params, update)
         if overflow is not None:
             at.skip(overflow)
@@ -198,14 +199,14 @@ class Run:
         return at.loss
 
     def _look_at_parameters(self) -> None:
-        """Take in groups that were added, and layers that were unfrozen or frozen."""
+        """Adapt to parameter groups that were added, and to layers that were frozen or unfrozen."""
         places = self.parameters.changes()
         if places is not None:
             self.engine.outside = self.parameters.outside
             self.method.realign(places, self.engine.placement)
 
     def _landscape(self, window: Window) -> Landscape:
-        """Return the loss of the window's data as a function of the weights."""
+        """Return the Landscape of the window's data."""
         trainer, passes, model = self._trainer, self._passes, self.engine.model
         update = Update(
             params=self.parameters.params,
@@ -223,7 +224,7 @@ class Run:
         return Landscape.of(update, data_of(window, passes.ops, passes.items, passes.ranks_counted))
 
     def _announce(self, phase: str) -> None:
-        """Tell those who want to know that a phase of the update begins."""
+        """Tell the passes and the memory callback that a phase of the update begins."""
         self._passes.announce(phase)
         if self.memory is not None:
             self.memory.announce(phase)
@@ -241,7 +242,7 @@ class Run:
     # -- logs and checkpoints -------------------------------------------------------------------
 
     def drain(self) -> dict[str, float]:
-        """Return the log values since the last log, and start over."""
+        """Return the means of the log values since the last log, and start new ones."""
         return self.means.drain(self.engine.average_)
 
     def save(self, folder: str) -> None:
@@ -257,7 +258,7 @@ class Run:
         )
 
     def load(self, folder: str) -> None:
-        """Take over the method's state from a checkpoint."""
+        """Load the method's state from a checkpoint."""
         state = load_state(
             folder,
             self.method.describe(),

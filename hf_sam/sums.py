@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Norms and inner products of many tensors, without a look from the host."""
+"""Norms and inner products of many tensors, for which the host does not wait."""
 
 from __future__ import annotations
 
@@ -13,35 +13,38 @@ from . import sweeps
 from .sweeps import Entries, by_kind
 
 Numbers = list[Tensor | None]
-"""One `()` number per parameter; `None` where there is nothing."""
+"""One `()` tensor per parameter, or `None` for a parameter without a number."""
 
 
 def inner(a: Tensor, b: Tensor) -> Tensor:
-    """Return the `()` inner product of two tensors of one shape, in float32 or wider."""
+    """Return the `()` inner product of two tensors of equal shape, in float32 or wider."""
     return torch.stack(_inner(a, b)).sum()
 
 
 def _inner(a: Tensor, b: Tensor) -> list[Tensor]:
-    """Return summands of the inner product, one for each slice that stays in cache."""
+    """Return the summands of the inner product, one for each slice that fits the cache."""
     wide = torch.promote_types(a.dtype, torch.float32)
     if a.numel() * a.element_size() <= sweeps.CACHED.bytes:
         return [torch.dot(a.flatten().to(wide), b.flatten().to(wide))]
     length = sweeps.CACHED.bytes // a.element_size()
     cut = zip(a.flatten().split(length), b.flatten().split(length), strict=True)
+    # A widened copy of one slice is small, a widened copy of the tensor is not.
     return [torch.dot(x.to(wide), y.to(wide)) for x, y in cut]
 
 
 def in_slices(device: torch.device) -> bool:
-    """Return whether sums are made of sums over slices: on a CPU, whatever the policy, so that
-    results are the same.
+    """Return whether inner products are sums over slices, which is so on a CPU.
+
+    It does not depend on the policy, so that a forced policy gives the same results.
     """
     return device.type == "cpu"
 
 
 class Sums:
-    """Inner products per parameter, of pieces that a sweep passes anyway.
+    """Inner products per parameter, added up from the pieces that a sweep yields.
 
-    On an accelerator each takes few kernels: `sum x = 2 sum max(x, 0) - sum |x|`.
+    On an accelerator there is a fast foreach kernel for norms and none for sums. So sums are
+    computed from L1 norms, which takes few kernels: `sum x = 2 sum max(x, 0) - sum |x|`.
     """
 
     def __init__(self, count: int) -> None:
@@ -54,9 +57,9 @@ class Sums:
         """Add the inner products of pieces of the parameters at some places.
 
         Args:
-            places: which parameter each piece is of.
+            places: the index of the parameter that each piece belongs to.
             a: the pieces of one vector.
-            b: those of the other.
+            b: the pieces of the other vector.
             spare: whether `a` may be overwritten.
         """
         if in_slices(a[0].device):
@@ -70,10 +73,10 @@ class Sums:
             torch._foreach_mul_(a, b)
         else:
             a = list(torch._foreach_mul(a, b))
-        sizes = torch._foreach_norm(a, 1)
+        sizes = torch._foreach_norm(a, 1)  # before the clamp removes the negative products
         torch._foreach_clamp_min_(a, 0.0)
-        found = zip(places, sizes, torch._foreach_norm(a, 1), strict=True)
-        self._norms.setdefault((a[0].device, wide, 1), []).extend(found)
+        pairs = zip(places, sizes, torch._foreach_norm(a, 1), strict=True)
+        self._norms.setdefault((a[0].device, wide, 1), []).extend(pairs)
 
     def add_squares(self, places: Sequence[int], tensors: list[Tensor]) -> None:
         """Add the squared norms of pieces of the parameters at some places."""
@@ -82,8 +85,8 @@ class Sums:
             return
         wide = torch.promote_types(tensors[0].dtype, torch.float32)
         norms = torch._foreach_norm(tensors, 2, dtype=wide)
-        found = ((place, norm, norm) for place, norm in zip(places, norms, strict=True))
-        self._norms.setdefault((tensors[0].device, wide, 2), []).extend(found)
+        pairs = ((place, norm, norm) for place, norm in zip(places, norms, strict=True))
+        self._norms.setdefault((tensors[0].device, wide, 2), []).extend(pairs)
 
     @property
     def numbers(self) -> Numbers:
@@ -95,33 +98,34 @@ class Sums:
 
     @property
     def total(self) -> Tensor:
-        """The `()` sum of all."""
+        """The `()` sum over all parameters."""
         return add_up(part for mine in self._all() for part in mine)
 
     def _all(self) -> list[list[Tensor]]:
-        """Return the summands per parameter."""
+        """Return the summands of each parameter."""
         parts = [list(mine) for mine in self._parts]
-        for (_, _, power), found in self._norms.items():
-            sums = torch.stack([norm for _, norm, _ in found])
+        # Stacked, so that all numbers of a kind take one kernel instead of one each.
+        for (_, _, power), norms in self._norms.items():
+            sums = torch.stack([norm for _, norm, _ in norms])
             if power == 2:
                 sums = sums.square()
             else:
-                sums = 2 * torch.stack([positive for _, _, positive in found]) - sums
-            for (place, _, _), one in zip(found, sums.unbind(), strict=True):
+                sums = 2 * torch.stack([positive for _, _, positive in norms]) - sums
+            for (place, _, _), one in zip(norms, sums.unbind(), strict=True):
                 parts[place].append(one)
         return parts
 
 
 def squares(tensors: Entries) -> Numbers:
     """Return the squared L2 norm of each entry, `()`, in float32 or wider."""
-    found: Numbers = [None] * len(tensors)
+    numbers: Numbers = [None] * len(tensors)
     for places in by_kind(tensors):
         mine: list[Any] = [tensors[i] for i in places]
         wide = torch.promote_types(mine[0].dtype, torch.float32)
         norms = torch.stack(torch._foreach_norm(mine, 2, dtype=wide))
         for i, square in zip(places, norms.square().unbind(), strict=True):
-            found[i] = square
-    return found
+            numbers[i] = square
+    return numbers
 
 
 def add_up(numbers: Iterable[Tensor | None]) -> Tensor:

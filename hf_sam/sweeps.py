@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How a device walks over many weights: few operations for all, in groups of bounded size.
+"""Walks over many weights, in groups of bounded size, with few operations for each group.
 
-A CPU takes slices that stay in its cache, so that each weight comes from memory once. Anything else
-takes whole tensors, many at a time, so that it launches few kernels. Both do the same arithmetic
-with every weight, and give the same bits.
+A CPU walks over slices that stay in its cache, so that each weight is read from memory once. Any
+other device takes whole tensors, many at a time, so that it launches few kernels. Both do the same
+arithmetic with every weight and give the same bits.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ import torch
 from torch import Tensor
 
 Entries = Sequence[Tensor | None]
-"""One tensor per parameter; `None` where there is nothing."""
+"""One tensor per parameter, or `None` for a parameter without a tensor."""
 
 BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-"""Size of a number in bytes -> integers of that size."""
+"""The integer dtype for each size of a number in bytes."""
 
 
 @dataclass(frozen=True)
@@ -28,9 +28,9 @@ class Policy:
     """How a device walks over many tensors.
 
     Attributes:
-        bytes: the most that one tensor of a group takes up, or several together: a larger one is
-            cut. It bounds scratch memory too.
-        eager: an operation costs no launch, so that tensors are taken one by one.
+        bytes: the most memory that the pieces of one vector take up in a group; larger tensors are
+            cut. It bounds scratch memory, too.
+        eager: whether an operation costs no kernel launch, so that tensors are taken one by one.
     """
 
     bytes: int
@@ -44,13 +44,13 @@ _forced: Policy | None = None
 
 
 def policy(device: torch.device) -> Policy:
-    """Return how tensors on a device are walked over."""
+    """Return the policy by which tensors on a device are walked over."""
     return _forced or (CACHED if device.type == "cpu" else GROUPED)
 
 
 @contextmanager
 def forced(one: Policy) -> Iterator[None]:
-    """Walk like this inside the block, whatever the device.
+    """Use one policy for every device inside the block.
 
     Example:
         >>> with forced(GROUPED):
@@ -67,12 +67,13 @@ def forced(one: Policy) -> Iterator[None]:
 
 @dataclass
 class Group:
-    """Some pieces of tensors, of one device and kind, that a sweep passes together.
+    """Pieces of tensors, of one device and dtype, that a sweep yields together.
 
     Attributes:
-        places: which parameter each piece is of.
-        starts: which of its elements is the first one; None where the piece is the whole tensor.
-        pieces: per vector of the sweep, the pieces.
+        places: for each piece, the index of its parameter.
+        starts: for each piece, the position of its first element in the tensor; None if the piece
+            is the whole tensor.
+        pieces: for each vector of the sweep, its pieces.
     """
 
     places: list[int]
@@ -81,29 +82,30 @@ class Group:
 
     @classmethod
     def empty(cls, vectors: int) -> Group:
-        """Return a group without pieces, for some vectors."""
+        """Return a group without pieces for the given number of vectors."""
         return cls([], [], [[] for _ in range(vectors)])
 
     def add(self, place: int, start: int, length: int, tensors: list[Tensor]) -> None:
-        """Add some elements of the tensors that the vectors have at a place."""
+        """Add a piece: `length` elements, from `start` on, of the tensors of one parameter."""
         whole = length == tensors[0].numel()
         self.places.append(place)
         self.starts.append(None if whole else start)
         for mine, t in zip(self.pieces, tensors, strict=True):
+            # Views, so that in-place operations on the pieces change the tensors themselves.
             mine.append(t if whole else t.view(-1)[start : start + length])
 
     def of(self, entries: Entries) -> list[Tensor]:
-        """Return the same pieces of other tensors, all of which are there."""
-        found = []
+        """Return the same pieces of other tensors, none of which is None."""
+        pieces = []
         for place, start, like in zip(self.places, self.starts, self.pieces[0], strict=True):
             entry: Any = entries[place]
             if start is not None:
                 entry = entry.flatten()[start : start + like.numel()]
-            found.append(entry)
-        return found
+            pieces.append(entry)
+        return pieces
 
     def where(self, entries: Entries) -> Group:
-        """Return the pieces of those parameters that have an entry."""
+        """Return the group without the pieces of parameters that have no entry."""
         if all(entries[place] is not None for place in self.places):
             return self
         chosen = [k for k, place in enumerate(self.places) if entries[place] is not None]
@@ -115,8 +117,9 @@ class Group:
 
 
 def by_kind(*vectors: Entries) -> Iterator[list[int]]:
-    """Yield the places where all vectors have an entry, by device and types, as foreach kernels
-    want them.
+    """Yield the indices at which all vectors have an entry, grouped by device and dtypes.
+
+    Foreach kernels are fast for lists of tensors of one device and dtype only.
     """
     kinds: dict[Any, list[int]] = {}
     for i, tensors in enumerate(zip(*vectors, strict=True)):
@@ -128,12 +131,12 @@ def by_kind(*vectors: Entries) -> Iterator[list[int]]:
 
 
 def sweep(*vectors: Entries, parts: int = 0) -> Iterator[Group]:
-    """Yield all elements of the parameters of which every vector has an entry, group by group.
+    """Yield all elements of the parameters for which every vector has an entry, group by group.
 
     Args:
-        vectors: entries of equal shapes.
-        parts: unless the policy is eager, take whole tensors, and make at least about so many
-            groups of them.
+        vectors: sequences of entries, whose shapes are equal.
+        parts: the least number of groups, about, into which whole tensors are divided; 0 for no
+            such limit. An eager policy ignores it.
     """
     for places in by_kind(*vectors):
         first: list[Any] = [vector[places[0]] for vector in vectors]
@@ -151,10 +154,10 @@ def sweep(*vectors: Entries, parts: int = 0) -> Iterator[Group]:
 def _groups(
     places: list[int], vectors: Sequence[Entries], limit: int, step: int, *, alone: bool
 ) -> Iterator[Group]:
-    """Yield groups of at most `limit` elements, a tensor without a flat view by itself.
+    """Yield groups of at most `limit` elements; a tensor without a flat view is a group by itself.
 
-    Tensors are cut at multiples of `step` elements, not at all if it is 0. `alone`: each piece is a
-    group.
+    Tensors are cut at multiples of `step` elements, or not at all if it is 0. If `alone` is true,
+    each piece is a group.
     """
     group, room = Group.empty(len(vectors)), limit
     for i in places:
@@ -163,6 +166,7 @@ def _groups(
         n, start = tensors[0].numel(), 0
         while start < n:
             length = n - start
+            # Cuts at multiples of `step` make both policies add up the same slices.
             if flat and length > room:
                 length = max(room, 0) // step * step
             if length == 0 or (group.places and (alone or length > room)):
@@ -176,9 +180,9 @@ def _groups(
 
 
 class Scratch:
-    """Results of operations that live until the next one of the same scratch.
+    """Memory for results of operations, each of which lives until the next call.
 
-    On a CPU they use the same memory again and again: fresh memory costs more than the arithmetic.
+    On a CPU all results use the same memory, because fresh memory costs more than the arithmetic.
 
     Example:
         >>> Scratch()("mul", [torch.ones(2)], torch.tensor(3.0))
@@ -189,8 +193,13 @@ class Scratch:
         self._memory = torch.empty(0)
 
     def __call__(self, operation: str, tensors: list[Tensor], *others: Any) -> list[Tensor]:
-        """Return `torch.<operation>` of the tensors, which are of one kind, and of others: of lists
-        tensor by tensor, of a number or a `()` tensor for all.
+        """Return the results of `torch.<operation>` for each of the tensors.
+
+        Args:
+            operation: the name of a function of torch.
+            tensors: its first arguments, which are of one device and dtype.
+            others: its other arguments: lists with one for each tensor, or a number or a `()`
+                tensor for all of them.
         """
         if not policy(tensors[0].device).eager:
             return list(getattr(torch, f"_foreach_{operation}")(tensors, *others))
@@ -200,7 +209,7 @@ class Scratch:
         return results
 
     def like(self, tensors: list[Tensor], dtype: torch.dtype | None = None) -> list[Tensor]:
-        """Return memory for tensors of these shapes, one after the other."""
+        """Return memory for tensors of these shapes, in a row."""
         sizes = [t.numel() for t in tensors]
         flat = self.flat(sum(sizes), tensors[0], dtype)
         if len(sizes) == 1:
@@ -208,25 +217,28 @@ class Scratch:
         return [f.view(t.shape) for f, t in zip(flat.split(sizes), tensors, strict=True)]
 
     def flat(self, size: int, like: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-        """Return memory for (size,) elements."""
+        """Return memory for (size,) elements on the device of a tensor."""
         kind = like.device, dtype or like.dtype
+        # It only grows: the groups of a sweep have nearly the same size.
         if self._memory.numel() < size or (self._memory.device, self._memory.dtype) != kind:
             self._memory = torch.empty(size, device=kind[0], dtype=kind[1])
         return self._memory[:size]
 
 
 def number(value: Any, like: Tensor) -> Any:
-    """Return a factor as foreach kernels want it: on the tensors' device, and of their type where
-    that loses nothing.
+    """Return a factor in a form that foreach kernels accept for tensors such as `like`.
+
+    It is on their device, and has their dtype if that loses nothing.
     """
     if not isinstance(value, Tensor):
         return value
+    # Rounded to bfloat16, a factor would keep fewer than three digits.
     wide = like.dtype in (torch.float32, torch.float64)
     return value.to(like.device, like.dtype if wide else value.dtype)
 
 
 class Gate:
-    """Lets tensors pass, or makes them zero, as a `()` bool `ok` says: the device decides.
+    """Makes tensors zero unless a `()` bool tensor `ok` is true; the host need not wait for it.
 
     Example:
         >>> x = torch.tensor([float("nan"), 1.0])
@@ -240,14 +252,14 @@ class Gate:
         self._numbers: dict[Any, Tensor] = {}
 
     def pass_(self, tensors: list[Tensor]) -> None:
-        """Make tensors of one kind zero, also NaN in them, unless `ok` is true."""
+        """Make tensors of one device and dtype zero, including NaN, unless `ok` is true."""
         device, bits = tensors[0].device, BITS[tensors[0].element_size()]
         if (device, bits) not in self._numbers:
             self._numbers[device, bits] = self._ok.to(device, bits)
         one = self._numbers[device, bits]
-        # Of whole numbers: 0 * NaN is NaN, and on a CPU `torch.where` takes several times as long.
+        # On integer views: 0 * NaN is NaN, and on a CPU `torch.where` takes several times as long.
         if policy(device).eager:
-            mask = -one
+            mask = -one  # 1 becomes all ones in two's complement, 0 stays 0
             for t in tensors:
                 t.view(bits).bitwise_and_(mask)
         else:
@@ -255,17 +267,17 @@ class Gate:
 
 
 def copies(tensors: Entries) -> list[Tensor | None]:
-    """Return the entries with storage of their own."""
-    found: list[Tensor | None] = [None] * len(tensors)
+    """Return copies of the entries."""
+    new: list[Tensor | None] = [None] * len(tensors)
     for places in by_kind(tensors):
         mine: list[Any] = [tensors[i] for i in places]
         for i, copy in zip(places, cloned(mine), strict=True):
-            found[i] = copy
-    return found
+            new[i] = copy
+    return new
 
 
 def cloned(tensors: list[Tensor]) -> list[Tensor]:
-    """Return copies of tensors of one kind."""
+    """Return copies of tensors of one device and dtype."""
     if policy(tensors[0].device).eager:
         return [t.clone() for t in tensors]
     new = [torch.empty_like(t) for t in tensors]
@@ -274,9 +286,9 @@ def cloned(tensors: list[Tensor]) -> list[Tensor]:
 
 
 def zeros(tensors: Entries) -> list[Tensor | None]:
-    """Return zeros in the place of every entry."""
-    found = [None if t is None else torch.empty_like(t) for t in tensors]
-    for places in by_kind(found):
-        new: list[Any] = [found[i] for i in places]
-        torch._foreach_zero_(new)
-    return found
+    """Return a tensor of zeros for each entry, and None for each None."""
+    new = [None if t is None else torch.empty_like(t) for t in tensors]
+    for places in by_kind(new):
+        mine: list[Any] = [new[i] for i in places]
+        torch._foreach_zero_(mine)
+    return new

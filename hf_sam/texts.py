@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Options, radii and schedules as people write them on a command line."""
+"""Parsing of options, radii and schedules as users write them on a command line."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ def parse_options(options: Mapping[str, Any] | str | None) -> dict[str, Any]:
             return dict(json.loads(options))
         except json.JSONDecodeError as error:
             raise ValueError(f"sam_options={options!r} is not valid JSON: {error}") from None
-    found = {}
+    parsed = {}
     for item in options.split(","):
         key, equals, value = item.partition("=")
         if not equals or not key.strip():
             raise ValueError(
                 f"sam_options={options!r}: {item!r} is not NAME=VALUE; write for example "
-                f"gamma=0.5,beta=0.6"
+                "gamma=0.5,beta=0.6"
             )
-        found[key.strip()] = _value(value.strip())
-    return found
+        parsed[key.strip()] = _value(value.strip())
+    return parsed
 
 
 def parse_rho(rho: Any) -> Rho:
@@ -69,7 +69,7 @@ def from_text(
         )
     try:
         return known[name](*map(float, words))
-    except TypeError:
+    except TypeError:  # a dataclass raises it for too few or too many arguments
         raise ValueError(
             f"{argument}={prefix}{text}: wrong number of values; write "
             f"{prefix}{form_of(known[name])}"
@@ -81,7 +81,7 @@ def from_text(
 
 
 def form_of(kind: type) -> str:
-    """Return `name:A:B[:C]` as a schedule is written."""
+    """Return the form in which a schedule is written, such as `name:A:B[:C]`."""
     parameters = list(inspect.signature(kind).parameters.values())
     parts = [
         f":{p.name.upper()}" if p.default is p.empty else f"[:{p.name.upper()}]" for p in parameters

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`SAMMixin`: any Hugging Face Trainer, with a SAM method between its batches and its optimizer."""
+"""`SAMMixin`, which adds a SAM method to any Hugging Face Trainer, and `SAMTrainer`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from . import __version__
 from .arguments import build_method, check_order, main_method, option
 from .engine.choice import check_engine, check_optimizer, check_processes
 from .host.card import add_section, write_with_tag
-from .host.checks import check_host, own_step_behind, refuse_step_in_front
+from .host.checks import base_overrides_step, check_host, refuse_step_in_front
 from .host.passes import PassRunner
 from .host.which import WhichPass
 from .host.window import Window
@@ -31,10 +31,10 @@ else:
 
 
 class SAMMixin(TrainerBase):
-    """Put in front of a Trainer class: `class SAMSeq2SeqTrainer(SAMMixin, Seq2SeqTrainer): ...`.
+    """A mixin that adds a SAM method to a Trainer class, and comes first among the bases.
 
-    Every pass of a method is the class's own `training_step`; the optimizer, the scheduler,
-    clipping, GradScaler, logging and checkpoints stay Trainer's. The work of an update is done when
+    Every pass of a method is the Trainer class's own `training_step`. The optimizer, the scheduler,
+    clipping, GradScaler, logging and checkpoints stay Trainer's. The passes of an update run when
     its last micro-batch arrives.
 
     Example:
@@ -42,21 +42,21 @@ class SAMMixin(TrainerBase):
         >>> class SAMSeq2SeqTrainer(SAMMixin, Seq2SeqTrainer): ...
 
     Args:
-        sam: a key of `METHODS` (overrides `args.sam`), a method object (copied), or None for what
-            `args` say.
-        per_example_loss_func: `f(outputs, labels)` returns losses of shape (B,), for methods that
-            select examples under a loss of your own. `labels` are all inputs of the model if there
-            is no field of that name, as for question answering.
-        *args: as the Trainer behind takes them.
-        **kwargs: as the Trainer behind takes them.
+        sam: a key of `METHODS` (overrides `args.sam`), a method object (which is copied), or None
+            for the method that `args` name.
+        per_example_loss_func: a function `f(outputs, labels)` that returns losses of shape (B,),
+            for methods that select examples under a loss of your own. If the inputs have no field
+            `labels`, as for question answering, it gets all inputs in place of the labels.
+        *args: the arguments of the Trainer class.
+        **kwargs: the arguments of the Trainer class.
 
     Raises:
-        ValueError: a method, option, schedule, optimizer, parameter pattern or engine that is not
+        ValueError: a method, option, schedule, optimizer, parameter pattern or engine is not
             allowed.
     """
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
-        """Refuse a class in which the mixin comes after the Trainer, and so never has a say."""
+        """Refuse a class in which the mixin comes after the Trainer, and so has no effect."""
         super().__init_subclass__(**kwargs)
         check_order(cls, SAMMixin, Trainer)
 
@@ -68,7 +68,7 @@ class SAMMixin(TrainerBase):
         **kwargs: Any,
     ) -> None:
         self._sam_given = sam
-        own_step = own_step_behind(type(self), SAMMixin)
+        own_step = base_overrides_step(type(self), SAMMixin)
         self._passes = PassRunner(self, super().training_step, per_example_loss_func, own_step)
         self._counting = False
         self._window: Window | None = None
@@ -78,6 +78,7 @@ class SAMMixin(TrainerBase):
         self._orphan_warned = False
         self.current_gradient_accumulation_steps = 1
         self._pending_readings: dict[str, float] = {}
+        # Before Trainer gets the model: FSDP's launcher lets some processes load shapes only.
         for given in (*args, *kwargs.values()):
             if isinstance(given, TrainingArguments):
                 check_processes(given)
@@ -136,12 +137,12 @@ class SAMMixin(TrainerBase):
     def training_step(
         self, model: nn.Module, inputs: Any, num_items_in_batch: Any = None
     ) -> Tensor:
-        """Collect a micro-batch; with the last one of an update run the method.
+        """Collect a micro-batch, and run the method with the last one of an update.
 
-        The method's result is then in `p.grad`, where the optimizer finds it.
+        The method's result is then in `p.grad`, from which the optimizer takes it.
 
         Returns:
-            `()` clean loss of the whole update with its last micro-batch, zero before.
+            The `()` clean loss of the whole update with its last micro-batch, and zero before.
         """
         if isinstance(self._method, Plain):
             self._passes.start()
@@ -162,7 +163,7 @@ class SAMMixin(TrainerBase):
         return self._run.update(window)
 
     def _check_calls(self) -> None:
-        """Refuse a loop, or a step in front of this one, that does more than hand over batches."""
+        """Refuse a loop, or a subclass's step, that does more than hand over micro-batches."""
         if self._window is None and self._windows:
             refuse_step_in_front(type(self), SAMMixin, "runs more than one step for a batch")
         if self._window is None:
@@ -170,7 +171,7 @@ class SAMMixin(TrainerBase):
                 f"{type(self).__name__} calls training_step without get_batch_samples, so the "
                 "micro-batches of an update are unknown; SAM needs Trainer's own epoch loop"
             )
-        # Between the micro-batches of an update nobody else has anything to add.
+        # Between the micro-batches of an update, nothing else may add to the gradients.
         params = self._run.parameters.params
         if self._window.batches and any(p.grad is not None for p in params):
             refuse_step_in_front(type(self), SAMMixin, "adds gradients of its own")
@@ -179,17 +180,18 @@ class SAMMixin(TrainerBase):
     def sam_pass(self) -> WhichPass | None:
         """The pass of an update that runs now, as (kind, number); None outside of passes.
 
-        What a `compute_loss` draws beside its inputs should be drawn in the clean pass, and kept
-        for the others in an attribute: for a class that asks, later passes find the attributes and
-        containers of the trainer itself as the clean pass left them. See `WhichPass`.
+        A `compute_loss` that draws anything beside its inputs should draw it in the clean pass and
+        keep it in an attribute. If a class reads this property, later passes find the attributes
+        and containers of the trainer as the clean pass left them. See `WhichPass`.
         """
+        # Reading it in a pass is what switches this behaviour on.
         self._passes.asked |= self._passes.which is not None
         return self._passes.which
 
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> Any:
-        """Count the items only for a loss that honours the count, which the loss itself is asked.
+        """Count the items only if the loss honours the count, which is measured.
 
-        Trainer believes a model that takes `**kwargs`; `BertForSequenceClassification` takes them
+        Trainer assumes that a model with `**kwargs` does. `BertForSequenceClassification` has them
         and ignores the count, which makes its accumulated gradient too large.
         """
         num_items = super()._get_num_items_in_batch(batch_samples, device)
@@ -200,7 +202,7 @@ class SAMMixin(TrainerBase):
             if passes.ask_loss(batch_samples[0], num_items, replay) is False:
                 self._warn(
                     f"The loss of {type(self.model).__name__} ignores num_items_in_batch, though "
-                    "Trainer believes the opposite: its accumulated gradient would be too large. "
+                    "Trainer assumes the opposite: its accumulated gradient would be too large. "
                     "It is divided as it should be."
                 )
         return None if passes.honours is False else num_items
@@ -208,12 +210,12 @@ class SAMMixin(TrainerBase):
     def compute_loss(  # type: ignore[override]
         self, model: nn.Module, inputs: Any, return_outputs: bool = False, **kwargs: Any
     ) -> Any:
-        """Compute the loss as the class behind, and what a pass wants to know beside it."""
-        behind = super().compute_loss
-        return self._passes.compute_loss(behind, model, inputs, return_outputs, **kwargs)
+        """Compute the loss as the Trainer class does, with per-example losses if needed."""
+        base = super().compute_loss
+        return self._passes.compute_loss(base, model, inputs, return_outputs, **kwargs)
 
     def _warn(self, message: str) -> None:
-        """Log a warning that all processes have alike, once."""
+        """Log a warning in the main process, because all processes would log the same."""
         if self.accelerator.is_main_process:
             logger.warning(message)
 
@@ -222,23 +224,22 @@ class SAMMixin(TrainerBase):
             self._orphan_warned = True
             self._warn(
                 f"The data ended after {window.size} of {self.args.gradient_accumulation_steps} "
-                "micro-batches of an update; Trainer makes no update of them, so they are "
-                "dropped. Said once."
+                "micro-batches of an update; Trainer makes no update of them, so they are dropped."
             )
 
     # -- logs, checkpoints, cards ---------------------------------------------------------------
 
     def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
-        """Have the readings ready before Trainer writes its training log."""
+        """Collect the readings before Trainer writes its training log."""
         if self.control.should_log and self.state.global_step > self._globalstep_last_logged:
             self._pending_readings = self._run.drain()
         super()._maybe_log_save_evaluate(*args, **kwargs)
         self._pending_readings = {}
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        """Log as the class behind, the training log with the `sam/` and `memory/` readings.
+        """Log as the Trainer class does, and add the `sam/` and `memory/` readings.
 
-        What `compute_loss` logs is logged in the clean pass only.
+        Values that `compute_loss` logs are logged in the clean pass only.
         """
         if not self._passes.logs:
             return
@@ -249,25 +250,25 @@ class SAMMixin(TrainerBase):
         super().log(logs, *args, **kwargs)
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
-        """Save as the class behind, and the method's state."""
+        """Save as the Trainer class does, and save the method's state."""
         super()._save_optimizer_and_scheduler(output_dir)
         if not isinstance(self._method, Plain):
             self._run.save(output_dir)
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
-        """Write the card as the class behind, with a tag and a section that names the method."""
-        behind = super().create_model_card
+        """Write the card as the Trainer class does, with a tag and a section about the method."""
+        base = super().create_model_card
         if isinstance(self._method, Plain):
-            behind(*args, **kwargs)
+            base(*args, **kwargs)
             return
-        write_with_tag(behind, *args, **kwargs)
+        write_with_tag(base, *args, **kwargs)
         if self.is_world_process_zero():
             paper = main_method(self._method)[1].paper
             add_section(str(self.args.output_dir), __version__, paper, self.sam_config)
 
     @property
     def sam_config(self) -> dict[str, Any]:
-        """The method with all its options, and where and how it is applied, as JSON can hold it."""
+        """The method, its options and how it is applied, in a form that JSON can hold."""
         names = ["sam_when", "sam_where", "sam_accumulation", "sam_ascent_sync"]
         names += ["sam_replay_rng", "sam_freeze_norm_stats"]
         return {

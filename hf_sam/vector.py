@@ -19,7 +19,7 @@ Scalar = float | Tensor
 
 
 class Selection(tuple[bool, ...]):
-    """Which of the parameters: one yes or no for each, in their order.
+    """A mask over the parameters: one bool for each of them, in their order.
 
     Example:
         >>> Selection([True, False, True]).everything
@@ -35,19 +35,20 @@ class Selection(tuple[bool, ...]):
 
 
 class Placement:
-    """How parameters are spread over processes: here each process holds all of their rows."""
+    """How parameters are spread over processes. In this base class each process holds all rows."""
 
     def sums(self, rows: Numbers) -> Numbers:
-        """Return the sums over processes of numbers that each computed from the rows it holds."""
+        """Return the sums over processes of numbers that each one computed from its own rows."""
         return rows
 
     def before(self, rows: Numbers) -> Numbers:
-        """Return the sums of the numbers of those processes that hold earlier rows."""
+        """Return the sums of the numbers of the processes that hold earlier rows."""
         return [None if number is None else torch.zeros_like(number) for number in rows]
 
     def total(self, sums: Sums) -> Tensor:
-        """Return the `()` sum of everything over parameters and processes."""
+        """Return the `()` sum over all parameters and processes."""
         if self is WHOLE:
+            # One process needs no number per parameter, and so launches fewer kernels.
             return sums.total
         # A process that holds no rows of a parameter has no number, but gets the others' sum: all
         # processes have to find the same total.
@@ -62,14 +63,15 @@ WHOLE = Placement()
 class Vector(Sequence[Tensor | None]):
     """A point or direction in weight space: one tensor per trainable parameter, in their order.
 
-    An entry is `None` where there is nothing (no gradient, or a parameter that is left alone). In
-    sums `None` counts as zero (`None + x = x`); in products and scalings it stays `None`. `+ - * /`
-    make new vectors; names that end in `_` change this one in place. `*` with another vector is
-    element by element. Where processes share the parameters, each holds some of their rows, and
-    `placement` adds up over all of them, so that `dot` and `norm` are global.
+    An entry is `None` if there is nothing (no gradient, or a parameter that is not perturbed). In
+    sums `None` counts as zero (`None + x = x`); in products and scalings it stays `None`. The
+    operators `+ - * /` make new vectors; methods whose names end in `_` change this one in place.
+    `*` with another vector is element by element. If the parameters are spread over processes, each
+    process holds some of their rows, and `placement` adds up over all of them, so that `dot` and
+    `norm` are global.
 
-    A factor in `mul_` is applied when somebody looks at the entries; whoever walks over them anyway
-    can take it along (`hand_over`).
+    The factor of `mul_` is applied when the entries are read. A caller that walks over them anyway
+    can apply it itself, and so save a walk (`hand_over_unscaled`).
 
     Example:
         >>> v = Vector([torch.tensor([3.0, 0.0]), None, torch.tensor([4.0])])
@@ -89,7 +91,7 @@ class Vector(Sequence[Tensor | None]):
 
     @property
     def tensors(self) -> list[Tensor | None]:
-        """The entries."""
+        """The entries, with any pending factor of `mul_` applied to them in place."""
         tensors, factor = self._unscaled, self._factor
         if factor is not None:
             for places in by_kind(tensors):
@@ -136,7 +138,7 @@ class Vector(Sequence[Tensor | None]):
         return self * -1.0
 
     def add_(self, other: Vector, scale: Scalar = 1.0) -> Vector:
-        """Add `scale * other` in place; entries that are missing here are copied from `other`."""
+        """Add `scale * other` in place; an entry that is missing becomes `scale` times other's."""
         self._norm = None
         if isinstance(scale, Tensor):
             self._add_scaled_(other, scale)
@@ -149,7 +151,7 @@ class Vector(Sequence[Tensor | None]):
         return self
 
     def _add_scaled_(self, other: Vector, scale: Tensor) -> None:
-        # A CPU adds in one walk, which rounds once, so it does so whatever the policy.
+        # `addcmul_` takes one walk and rounds once; a forced policy must give the same bits.
         cpu = [t is not None and t.device.type == "cpu" for t in self]
         for mine, theirs, yes in zip(self, other, cpu, strict=True):
             if yes and mine is not None and theirs is not None:
@@ -174,17 +176,17 @@ class Vector(Sequence[Tensor | None]):
 
     def mul_(self, factor: Scalar) -> Vector:
         """Multiply by a number or a `()` tensor in place; a known norm stays known."""
-        if self._norm is not None:
+        if self._norm is not None:  # |factor| |v| is one number; computing it again is a walk
             scale: Any = factor.to(self._norm) if isinstance(factor, Tensor) else factor
             self._norm = self._norm * abs(scale)
         self._factor = factor if self._factor is None else self._factor * factor
         return self
 
     def where_(self, ok: Tensor, other: Vector | None = None) -> Vector:
-        """Put `other` (zero where it has no entry) in place unless the `()` bool `ok` is true.
+        """Replace the entries by those of `other` (or zero) unless the `()` bool `ok` is true.
 
-        The device decides, without a look from the host: this keeps non-finite values out of a
-        method's state.
+        The device decides, so that the host need not wait. Methods use this to keep values that are
+        not finite out of their state.
         """
         self._norm = None
         for places in by_kind(self.tensors):
@@ -196,23 +198,26 @@ class Vector(Sequence[Tensor | None]):
             mine, theirs = group.pieces
             instead = scratch("mul", theirs, 1.0)
             no.pass_(instead)
-            torch._foreach_add_(mine, instead)  # one of the two is zero
+            torch._foreach_add_(mine, instead)  # one of the two is zero, so nothing is rounded
         for i, b in enumerate(other):
             if b is not None and self.tensors[i] is None:
                 self.tensors[i] = torch.where(ok.to(b.device), torch.zeros_like(b), b)
         return self
 
     def dot(self, other: Vector) -> Tensor:
-        """Return the inner product over all parameters as a `()` tensor (float32 or wider)."""
+        """Return the inner product over all parameters and processes, as a `()` tensor.
+
+        It is computed in float32, or in the dtype of the entries if that is wider.
+        """
         sums = Sums(len(self))
         for group in sweep(self.tensors, other.tensors):
             sums.add(group.places, *group.pieces)
         return self.placement.total(sums)
 
     def norm(self) -> Tensor:
-        """Return the L2 norm over all parameters as a `()` tensor (float32 or wider).
+        """Return the L2 norm over all parameters and processes, as a `()` tensor.
 
-        It is computed once, and again after a change in place.
+        It is computed in float32 or wider, and kept until the vector is changed in place.
         """
         if self._norm is None:
             self._norm = add_up(self._squares()).sqrt()
@@ -233,40 +238,40 @@ class Vector(Sequence[Tensor | None]):
     # -- structure ------------------------------------------------------------------------------
 
     def changed(self) -> Vector:
-        """Forget the norm, after somebody wrote into the tensors; return self."""
+        """Forget the norm, because the tensors were written to directly, and return self."""
         self._norm = None
         return self
 
     def hand_over(self) -> list[Tensor | None]:
-        """Return the entries, and forget them: whoever gets them may do with them what it likes."""
+        """Return the entries and forget them, so that the caller owns their storage."""
         tensors, self._tensors = self.tensors, None
         return tensors
 
     def hand_over_unscaled(self) -> tuple[list[Tensor | None], Scalar]:
-        """Return entries as `hand_over` does, and the factor that they are to be multiplied by."""
+        """Return the entries as `hand_over` does, and the factor that is still to be applied."""
         tensors, factor = self._unscaled, self._factor
         self._tensors = self._factor = None
         return tensors, 1.0 if factor is None else factor
 
     @property
     def handed_over(self) -> bool:
-        """Whether the storage has gone to somebody else, so that nothing can be asked any more."""
+        """Whether the storage has been handed over, so that this vector cannot be used any more."""
         return self._tensors is None
 
     def moved(self) -> Vector:
-        """Return a vector that takes over this one's storage and norm; this one is then empty."""
-        new = copy.copy(self)
+        """Return a vector that takes over this one's storage and norm, and leave this one empty."""
+        new = copy.copy(self)  # also of a subclass, with the supports of `Masked`
         self._tensors = None
         return new
 
     @property
     def present(self) -> list[int]:
-        """Indices of the entries that are not `None`."""
+        """The indices of the entries that are not `None`."""
         return [i for i, t in enumerate(self._unscaled) if t is not None]
 
     @property
     def selection(self) -> Selection:
-        """The parameters that have an entry."""
+        """The mask of the parameters that have an entry."""
         return Selection(t is not None for t in self._unscaled)
 
     def clone(self) -> Vector:
@@ -276,9 +281,9 @@ class Vector(Sequence[Tensor | None]):
         return new
 
     def on(self, selection: Sequence[bool]) -> Vector:
-        """Return the vector (same storage) with `None` for parameters that are not selected.
+        """Return the vector, in the same storage, with `None` for parameters not selected.
 
-        It is this object where nothing is left out, and so keeps a known norm.
+        If no entry is left out, the result is this object, which keeps its norm.
         """
         if all(yes or t is None for t, yes in zip(self._unscaled, selection, strict=True)):
             return self
@@ -286,12 +291,12 @@ class Vector(Sequence[Tensor | None]):
 
     @property
     def elements(self) -> int:
-        """How many numbers the present entries hold on this process."""
+        """The number of elements that the entries hold on this process."""
         return sum(t.numel() for t in self._unscaled if t is not None)
 
 
 StateValue = Vector | Tensor | int | float
-"""What a method may carry from one update to the next."""
+"""The types of value that a method may carry from one update to the next."""
 
 
 def _at(places: list[int], tensors: Sequence[Tensor | None]) -> list[Any]:

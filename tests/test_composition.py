@@ -322,7 +322,7 @@ def test_every_method_per_micro_batch(key: str) -> None:
         with pytest.raises(ValueError, match="carries state from update to update"):
             arguments(key, sam_accumulation="micro")
     elif key == "msam":
-        with pytest.raises(ValueError, match="MSAM says its own groups"):
+        with pytest.raises(ValueError, match="MSAM has its own groups"):
             arguments(key, sam_accumulation="micro")
     else:
         run = Run(build_method(arguments(key, sam_accumulation="micro")), batches=2)

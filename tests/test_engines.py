@@ -227,16 +227,16 @@ def test_fsdp_without_a_device_to_shard_over(tmp_path: Path, monkeypatch: Any) -
 
 
 def test_every_row_that_refuses_is_tested() -> None:
-    assert {row.name for row in ENGINES if row.found is not None} == {name for name, _ in MARKS}
+    assert {row.name for row in ENGINES if row.applies is not None} == {name for name, _ in MARKS}
 
 
 def test_the_table() -> None:
     """Supported engines have no test for being found; the others say what to do instead."""
     for row in ENGINES:
-        assert row.methods == ("refused" if row.found else "all")
+        assert row.methods == ("refused" if row.applies else "all")
         assert row.why and not row.why.endswith(".")
     remedies = ("use ", "start one", "leave it out")
-    assert all(any(r in row.why for r in remedies) for row in ENGINES if row.found)
+    assert all(any(r in row.why for r in remedies) for row in ENGINES if row.applies)
     assert len({row.name for row in ENGINES}) == len(ENGINES)
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What watches a training run and reports on it."""
+"""Callbacks that watch a training run and report on it."""
 
 from .memory import MemoryCallback
 

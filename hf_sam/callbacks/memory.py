@@ -18,20 +18,20 @@ logger = logging.getLogger(__name__)
 
 MB = 1 << 20
 INTERVAL = 0.01
-"""Seconds between two looks where nothing counts peaks."""
+"""Seconds between two samples on a device that does not count peaks itself."""
 KINDS = ("", "_reserved")
-"""Suffixes of what a meter measures: memory in use, and memory that torch's allocator holds."""
+"""Suffixes of log names: for memory in use, and for memory that torch's allocator holds."""
 
 
 class Meter(Protocol):
-    """Measures the peaks, in bytes, of the time since it was last asked."""
+    """Measures peaks, in bytes, of the time since the last `turn`."""
 
     def turn(self) -> dict[str, int]:
-        """Return the peaks of the kinds that it measures, and start over."""
+        """Return the peaks of the kinds that it measures, and start a new period."""
         ...
 
     def close(self) -> None:
-        """Stop measuring."""
+        """Stop measuring, and release what the meter needs."""
         ...
 
 
@@ -57,7 +57,7 @@ class Counter:
         return peaks
 
     def close(self) -> None:
-        """Nothing to stop."""
+        """Do nothing, because the allocator counts by itself."""
 
 
 class Sampler:
@@ -83,7 +83,7 @@ class Sampler:
         return {"": largest}
 
     def close(self) -> None:
-        """Stop the thread."""
+        """Stop the thread and wait for its end."""
         self._end()
         self.thread.join()
 
@@ -154,7 +154,7 @@ class MemoryCallback(TrainerCallback):
         self._run: dict[str, dict[str, int]] = {}
 
     def announce(self, phase: str) -> None:
-        """Take note that a method begins a phase of its update; for `Landscape(on_phase=...)`."""
+        """Record that a method begins a phase of its update; for `Landscape(on_phase=...)`."""
         if self._phase == "pass":  # what came before in this update belongs to it
             self._phase = phase
         else:
@@ -181,34 +181,34 @@ class MemoryCallback(TrainerCallback):
         self._phase = phase
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Start measuring."""
+        """Start measuring the memory of a new run."""
         if self._meter is not None:  # an exception ended the run before
             self._meter.close()
         self._phase, self._recent, self._run, self.peak = "", {}, {}, 0
         self._meter = meter_for(kwargs["model"])
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """An update begins."""
+        """Begin the phase of the passes, because an update begins."""
         self._begin("pass")
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """The gradient is ready."""
+        """Begin the phase of the optimizer, because the gradient is ready."""
         self._begin("optimizer")
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """The update is done."""
+        """End the phase of the optimizer, because the update is done."""
         self._begin("")
 
     def on_prediction_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """What runs since the last update is an evaluation."""
+        """Attribute the time since the last update to the evaluation."""
         self._phase = self._phase or "evaluate"
 
     def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """The evaluation is done."""
+        """End the phase of the evaluation."""
         self._begin("")
 
     def on_predict(self, args: Any, state: Any, control: Any, metrics: Any, **kwargs: Any) -> None:
-        """The prediction is done."""
+        """End the phase of the prediction."""
         self._begin("")
 
     def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -216,7 +216,7 @@ class MemoryCallback(TrainerCallback):
         state.log_history[-1].update(self.add_to(kwargs["logs"]))
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Stop measuring, and say a line per phase."""
+        """Stop measuring, and log a line per phase."""
         if self._meter is None:
             return
         self._begin("")
@@ -227,11 +227,11 @@ class MemoryCallback(TrainerCallback):
             logger.info(f"Peak memory, {phase}: {', '.join(sizes)}")
 
 
-def _as_logs(found: dict[str, dict[str, int]]) -> dict[str, float]:
-    """Return the peaks in MB under the names of log values, with the largest of an update's."""
+def _as_logs(phases: dict[str, dict[str, int]]) -> dict[str, float]:
+    """Return log values in MB: the peak of each phase, and the largest peak of an update."""
     logs: dict[str, float] = {}
     for kind in KINDS:
-        sizes = {phase: peaks[kind] / MB for phase, peaks in found.items() if kind in peaks}
+        sizes = {phase: peaks[kind] / MB for phase, peaks in phases.items() if kind in peaks}
         update = [size for phase, size in sizes.items() if phase != "evaluate"]
         if update:
             sizes["peak"] = max(update)

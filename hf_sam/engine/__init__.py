@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Mechanisms without mathematics: exact return, replay, loss scaling, processes, method state."""
+"""Machinery without mathematics: processes, loss scaling, and method state in checkpoints."""

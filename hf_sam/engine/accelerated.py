@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One process or several that hold all parameters (DDP), as accelerate runs them.
+"""The engine for one process, or several that hold all parameters (DDP), run by accelerate.
 
-`fsdp2.py` and `zero.py` are the others.
+The engines in `fsdp2.py` and `zero.py` are derived from it.
 """
 
 from __future__ import annotations
@@ -22,20 +22,20 @@ if TYPE_CHECKING:
 
 
 class AcceleratedEngine(Engine):
-    """What a Landscape needs when accelerate runs the model: loss scaling, and DDP.
+    """The engine for a model that accelerate runs, with loss scaling and DDP.
 
     Args:
-        accelerator: the Trainer's.
+        accelerator: the Trainer's accelerator.
         model: the model as accelerate prepared it.
-        replay: random numbers and statistics.
-        local_ascent: whether a gradient that only serves to perturb stays this rank's own.
-        whole_backward: a backward for some parameters only would leave gradients out (reentrant
-            checkpointing).
+        replay: the state that later passes of an update repeat.
+        local_ascent: whether each rank keeps a gradient of its own if it only perturbs with it.
+        whole_backward: whether every backward must compute all gradients, because reentrant
+            checkpointing would leave some out.
 
     Attributes:
-        model: what a pass calls.
-        outside: trainable parameters of the model that the optimizer does not know. Trainer clips
-            by their gradients, too, so after an update they have those of its last pass.
+        model: the module that a pass calls.
+        outside: trainable parameters of the model that the optimizer does not have. Trainer's
+            clipping includes their gradients, so after an update they have those of its last pass.
     """
 
     def __init__(
@@ -63,7 +63,7 @@ class AcceleratedEngine(Engine):
         return [p for group in optimizer.param_groups for p in group["params"]]
 
     def mine(self, drawn: list[Any]) -> list[Any]:
-        """Return this rank's share of examples whose gradients are looked at one by one."""
+        """Return this rank's share of examples that are differentiated one by one."""
         return drawn[self.rank :: self.ranks]
 
     def start(self) -> None:
@@ -71,10 +71,11 @@ class AcceleratedEngine(Engine):
         self._scaling.start()
 
     def no_sync(self, own: bool = False) -> AbstractContextManager[None]:
-        """Surround a pass whose gradient is not averaged over ranks (yet).
+        """Surround a pass whose gradient is not averaged over ranks, or not yet.
 
         Args:
-            own: it stays this rank's own for good; otherwise `sync_each_batch` is respected.
+            own: whether the gradient stays this rank's own for good. Otherwise accelerate's option
+                `sync_each_batch` is respected.
         """
         if self._every_batch and not own:
             return nullcontext()
@@ -84,9 +85,9 @@ class AcceleratedEngine(Engine):
     def passes(
         self, params: Sequence[Tensor], only: Sequence[bool] | None = None
     ) -> Iterator[None]:
-        """Surround the passes of a gradient; it is computed for the given parameters only."""
+        """Surround the passes of a gradient, which `only` may restrict to some parameters."""
         for param in self.outside:
-            param.grad = None
+            param.grad = None  # so that they end up with the gradient of the last pass alone
         if only is None or self._whole_backward:
             yield
             return
@@ -97,7 +98,7 @@ class AcceleratedEngine(Engine):
 
     @contextmanager
     def _backward_is(self, backward: Callable[..., None]) -> Iterator[None]:
-        """Have passes call another `accelerator.backward`."""
+        """Replace `accelerator.backward`, which Trainer's step calls, inside the block."""
         accelerator, before = self._accelerator, self._accelerator.backward
         accelerator.backward = backward
         try:
@@ -106,12 +107,9 @@ class AcceleratedEngine(Engine):
             accelerator.backward = before
 
     def take_grads(self, params: Sequence[Tensor]) -> list[Tensor | None]:
-        """Take ownership of the gradients, unscaled; `.grad` is `None` afterwards.
-
-        Views of the buckets that DDP averages are copied: the next backward overwrites them.
-        """
+        """Take the unscaled gradients out of `.grad`, which is `None` afterwards."""
         grads = super().take_grads(params)
-        if self._views:
+        if self._views:  # into DDP's buckets, which the next backward overwrites
             grads = [None if g is None else g.clone() for g in grads]
         self._scaling.unscale_(grads)
         return grads
@@ -120,11 +118,11 @@ class AcceleratedEngine(Engine):
         """Write the update to `.grad`, scaled as clipping and the optimizer step expect it.
 
         Returns:
-            As `Engine.give`. The ranks agree on it by one all-reduce of one number: an ascent
-            gradient of their own may have overflowed on some of them only.
+            As `Engine.give`.
         """
         overflow = self._scaling.overflow()
         if overflow is not None:
+            # An ascent gradient that stayed a rank's own may have overflowed on some ranks only.
             if self.ranks > 1:
                 torch.distributed.all_reduce(overflow, torch.distributed.ReduceOp.MAX)
             self._scaling.scale_(update, overflow)
@@ -132,7 +130,7 @@ class AcceleratedEngine(Engine):
         return None if overflow is None else overflow > 0
 
     def watch(self, held: Sequence[Tensor], eps: Sequence[Tensor | None]) -> None:
-        """Measure once what rounding leaves of a perturbation of weights stored in 16 bits."""
+        """Measure once how much of a perturbation of 16-bit weights rounding leaves."""
         self._watch(held, eps)
 
     def average_(self, tensors: Sequence[Tensor]) -> None:
@@ -143,10 +141,11 @@ class AcceleratedEngine(Engine):
                 tensor /= self.ranks
 
     def agreed(self, shares: list[Any]) -> list[Any]:
-        """Return the shares of groups of examples that ranks perturb together: means over ranks."""
+        """Return the shares of groups that ranks perturb together, which are means over ranks."""
         if self.ranks == 1 or self.local_ascent:
             return shares
         device = self._accelerator.device
+        # Shares in float32 would round a float64 loss; MPS has no float64.
         wide = torch.float32 if device.type == "mps" else torch.float64
         means = torch.stack([torch.as_tensor(s, dtype=wide, device=device) for s in shares])
         self.average_([means])
@@ -155,19 +154,19 @@ class AcceleratedEngine(Engine):
     def average_gradients_(
         self, params: Sequence[Tensor], grads: list[Tensor | None]
     ) -> list[Tensor | None]:
-        """Return the means over ranks, in the same storage.
+        """Return the means of the gradients over ranks, in the same storage.
 
-        An entry is None where every rank has None. The ranks first agree on which there are: data
-        decides that, and no rank may wait for another's all-reduce.
+        An entry is None if it is None on every rank.
         """
         if self.ranks == 1:
             return grads
         device = self._accelerator.device
-        there = torch.tensor([g is not None for g in grads], dtype=torch.uint8, device=device)
-        torch.distributed.all_reduce(there, torch.distributed.ReduceOp.MAX)
+        # Data may decide which gradients exist. All ranks must join the same all-reduces.
+        present = torch.tensor([g is not None for g in grads], dtype=torch.uint8, device=device)
+        torch.distributed.all_reduce(present, torch.distributed.ReduceOp.MAX)
         whole = [
             None if not somewhere else (self._zeros(p) if g is None else g)
-            for p, g, somewhere in zip(params, grads, there.tolist(), strict=True)
+            for p, g, somewhere in zip(params, grads, present.tolist(), strict=True)
         ]
         self.average_([g for g in whole if g is not None])
         return whole
@@ -178,4 +177,4 @@ class AcceleratedEngine(Engine):
 
 
 def _nothing(loss: Tensor, **more: Any) -> None:
-    """Compute no gradient, where none is wanted: torch refuses a backward for no parameter."""
+    """Compute no gradient, because torch refuses a backward for an empty list of parameters."""

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Method state in a checkpoint folder.
 
-It says what the method was, and has one tensor per state entry and parameter.
-Where parameters are sharded each process writes its rows, with torch's distributed checkpoint; any
-number of processes can read either form.
+The folder gets a description of the method, and one tensor per state entry and parameter. If the
+parameters are sharded, each process writes its rows with torch's distributed checkpoint. Any number
+of processes can read either form.
 """
 
 from __future__ import annotations
@@ -44,13 +44,13 @@ def save_state(
     """Write a method's description and state into a checkpoint folder.
 
     Args:
-        folder: of the checkpoint.
-        method: its description.
-        state: what it carries.
+        folder: the checkpoint's folder.
+        method: the method's description.
+        state: the method's state.
         names: the parameters' names.
         params: the parameters.
-        engine: says what of each this process holds.
-        main: this process writes what all processes have alike.
+        engine: the engine, which knows the rows that this process holds.
+        main: whether this process writes what all processes have alike.
     """
     tensors: dict[str, Tensor] = {}
     numbers: dict[str, int | float] = {}
@@ -70,7 +70,7 @@ def save_state(
     elif tensors and main:
         with _whole_file(Path(folder) / TENSORS) as path:
             save_file(tensors, str(path))
-    if main:  # last, so that a description never speaks of tensors that are not there
+    if main:  # last, so that a description never names tensors that do not exist
         text = json.dumps({"method": method, "numbers": numbers, "vectors": vectors}, indent=2)
         with _whole_file(Path(folder) / DESCRIPTION) as path:
             path.write_text(text + "\n", encoding="utf-8")
@@ -78,19 +78,20 @@ def save_state(
 
 @contextmanager
 def _whole_file(path: Path) -> Iterator[Path]:
-    """Yield a name to write to; the file gets its own name once it is whole."""
+    """Yield a temporary path to write to, and rename the file when it is complete."""
     unfinished = path.with_name(path.name + ".unfinished")
     yield unfinished
     unfinished.replace(path)
 
 
 def _like(param: Tensor, entry: Tensor, engine: Engine) -> Tensor:
-    """Return a state's entry as the parameter is, but for one number that stands for all of it."""
+    """Return an entry of the state in the form of its parameter, sharded as that one is."""
+    # A `()` entry is one number for the whole parameter, such as a mask of whole tensors.
     return engine.like(param, entry) if entry.ndim else entry
 
 
 def distributed_checkpoint() -> Any:
-    """Return torch's module, which takes a while to import."""
+    """Return torch's module for distributed checkpoints, which takes a while to import."""
     import torch.distributed.checkpoint as module
 
     return module
@@ -106,17 +107,17 @@ def load_state(
 ) -> dict[str, StateValue]:
     """Return the rows that this process holds of the state that `save_state` wrote.
 
-    The tensors are on the parameters' devices. A checkpoint of another method, or without any
-    state, gives an empty state: state starts at first use. One warning says so, unless nothing is
-    lost.
+    The tensors are on the parameters' devices. A checkpoint of another method, or one without any
+    state, gives an empty state, so that the method starts afresh. A warning is logged unless
+    nothing is lost.
 
     Args:
-        folder: of the checkpoint.
-        method: description of the method that goes on.
+        folder: the checkpoint's folder.
+        method: the description of the method that continues.
         names: the parameters' names.
         params: the parameters.
-        engine: says which rows of each this process holds.
-        stateful: whether the method that goes on keeps any state.
+        engine: the engine, which knows the rows that this process holds.
+        stateful: whether the method that continues keeps any state.
 
     Raises:
         ValueError: a file of the state is broken.
@@ -153,16 +154,17 @@ def _load(
         if stateful or saved["numbers"] or saved["vectors"]:
             logger.warning(
                 f"{folder} was saved with {kind(saved['method'])}, and training goes on with "
-                f"{kind(method)}: the saved method state is left aside."
+                f"{kind(method)}: the saved method state is ignored."
             )
         return {}
     owners = dict(zip(names, params, strict=True))
     tensors = _read(folder, owners, engine)
     state: dict[str, StateValue] = dict(saved["numbers"])
     for key in saved["vectors"]:
-        found = [tensors.pop(f"{key}{SEPARATOR}{name}", None) for name in names]
+        saved_entries = [tensors.pop(f"{key}{SEPARATOR}{name}", None) for name in names]
         entries = (
-            None if t is None else t.to(p.device) for t, p in zip(found, params, strict=True)
+            None if t is None else t.to(p.device)
+            for t, p in zip(saved_entries, params, strict=True)
         )
         state[key] = Vector(entries, engine.placement)
     device = params[0].device if params else torch.device("cpu")
@@ -171,10 +173,10 @@ def _load(
 
 
 def _read(folder: Path, owners: dict[str, Tensor], engine: Engine) -> dict[str, Tensor]:
-    """Return what this process holds of the saved tensors, by their names."""
+    """Return the rows of the saved tensors that this process holds, by name."""
 
     def owner(key: str, size: torch.Size) -> Tensor | None:
-        """Return the parameter whose shape a tensor has, None for a number."""
+        """Return the parameter that a tensor belongs to, or None if its shape differs."""
         param = owners.get(key.partition(SEPARATOR)[2])
         return param if param is not None and size == param.shape else None
 
@@ -190,14 +192,15 @@ def _read(folder: Path, owners: dict[str, Tensor], engine: Engine) -> dict[str, 
 def _read_sharded(
     folder: Path, owner: Callable[[str, torch.Size], Tensor | None], engine: Engine
 ) -> dict[str, Tensor]:
-    """Return what this process holds of tensors that were saved by rows."""
+    """Return the rows that this process holds of tensors that were saved by rows."""
     module = distributed_checkpoint()
     known = module.FileSystemReader(folder).read_metadata().state_dict_metadata
     tensors = {}
-    for key, found in known.items():
-        param, dtype = owner(key, found.size), found.properties.dtype
+    # Torch loads into tensors that exist, whose sharding says which rows to read.
+    for key, saved in known.items():
+        param, dtype = owner(key, saved.size), saved.properties.dtype
         if param is None:
-            tensors[key] = torch.empty(found.size, dtype=dtype)
+            tensors[key] = torch.empty(saved.size, dtype=dtype)
         else:
             held = torch.empty_like(engine.local(param.detach()), dtype=dtype)
             tensors[key] = engine.like(param, held)
@@ -208,7 +211,7 @@ def _read_sharded(
 
 
 def kind(method: dict[str, Any]) -> str:
-    """Return the names of a described method and of the parts in it: what its state belongs to."""
+    """Return the names of a described method and of its parts, on which its state depends."""
     inner = [kind(v) for v in method.values() if isinstance(v, dict)]
     inner += [
         kind(v)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The engine for the way in which a Trainer runs its model, and refusals at start-up."""
+"""Choice of the engine for the way in which a Trainer runs its model, and refusals at start-up."""
 
 from __future__ import annotations
 
@@ -24,10 +24,12 @@ def engine_for(
     Args:
         trainer: the Trainer.
         model: the prepared model.
-        replay: what later passes of an update repeat.
-        local_ascent: whether a gradient that only serves to perturb may stay a rank's own.
-        reentrant: activations are checkpointed in the mode that computes all gradients or none.
+        replay: the state that later passes of an update repeat.
+        local_ascent: whether each rank may keep a gradient of its own if it only perturbs with it.
+        reentrant: whether activations are checkpointed in the mode that computes all gradients or
+            none.
     """
+    # Imported here: DTensor and DeepSpeed take a while to load, and few runs need them.
     if is_fsdp2(trainer):
         from .fsdp2 import ShardedEngine
 
@@ -40,13 +42,14 @@ def engine_for(
 
 
 def check_processes(args: TrainingArguments) -> None:
-    """Refuse processes that would not train as they were started to.
+    """Refuse processes that would not train together, although they were started to.
 
-    To be called before Trainer gets the model, of which FSDP's launcher lets some processes load
-    the shapes only.
+    This is called before Trainer gets the model, because FSDP's launcher lets some processes load
+    nothing but the shapes of the weights.
 
     Raises:
-        ValueError: accelerate finds no device for them to train on together, or to shard over.
+        ValueError: accelerate finds no devices on which they train together, or over which they
+            shard.
     """
     state = args.distributed_state
     if state is None:
@@ -71,11 +74,12 @@ def check_engine(trainer: Any) -> None:
     """Refuse an engine under which a method would be wrong.
 
     Raises:
-        NotImplementedError: the engine's name, the reason, and what to use instead.
-        ValueError: each rank should perturb along a gradient of its own where there is none.
+        NotImplementedError: the engine is refused; the message gives its name, the reason, and what
+            to use instead.
+        ValueError: each rank should perturb along a gradient of its own, which does not exist.
     """
     for row in ENGINES:
-        if row.found is not None and row.found(trainer):
+        if row.applies is not None and row.applies(trainer):
             raise NotImplementedError(f"hf_sam does not support {row.name}: {row.why}")
     if getattr(trainer.args, "sam_ascent_sync", "auto") == "local" and is_fsdp2(trainer):
         raise ValueError(
@@ -95,18 +99,19 @@ def check_optimizer(optimizer: Any, args: Any) -> None:
     """Refuse an optimizer that leaves no room for a second gradient.
 
     Args:
-        optimizer: the optimizer, or None where only its name (`args.optim`) is known yet.
+        optimizer: the optimizer, or None if only its name (`args.optim`) is known yet.
         args: the training arguments.
 
     Raises:
-        ValueError: the optimizer's name, the reason, and what to use instead.
+        ValueError: the optimizer does not work; the message gives its name, the reason, and what to
+            use instead.
     """
-    while hasattr(optimizer, "optimizer"):
+    while hasattr(optimizer, "optimizer"):  # accelerate's and other wrappers
         optimizer = optimizer.optimizer
     name = str(getattr(args.optim, "value", args.optim)) if optimizer is None else ""
     kind = type(optimizer).__name__
     label = f"optim={name!r}" if optimizer is None else f"The optimizer {kind}"
-    known = f"{name} {kind}".lower()
+    known = f"{name} {kind}".lower()  # before it is made, only the name of an optimizer is known
     reason = None
     if "lomo" in known or "layerwise" in known:
         reason = UPDATE_IN_BACKWARD

@@ -1,8 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""FSDP2: parameters, gradients and perturbations are sharded by rows.
-
-Each rank works on the rows that it holds.
-"""
+"""The engine for FSDP2, under which each rank holds some rows of every parameter and gradient."""
 
 from __future__ import annotations
 
@@ -25,13 +22,13 @@ if TYPE_CHECKING:
 
 
 class Rows(Placement):
-    """Parameters of which each rank holds some rows, or all of them as the other ranks do.
+    """Parameters of which each rank holds some of the rows, or which are replicated.
 
     Args:
         params: the P parameters; those that are no `DTensor` are replicated.
 
     Raises:
-        NotImplementedError: a parameter is split in another way.
+        NotImplementedError: a parameter is sharded in another way.
     """
 
     def __init__(self, params: Sequence[Tensor]) -> None:
@@ -56,22 +53,22 @@ class Rows(Placement):
         return [None if number is None else total for number, total in pairs]
 
     def before(self, rows: Numbers) -> Numbers:
-        """Return the sums of the numbers of those ranks that hold earlier rows."""
+        """Return the sums of the numbers of the ranks that hold earlier rows."""
         present = [i for i, n in enumerate(rows) if n is not None]
         if not present:
             return rows
         mine = torch.stack([rows[i] for i in present])  # type: ignore[misc]
         everyone = [torch.empty_like(mine) for _ in range(distributed.get_world_size())]
         distributed.all_gather(everyone, mine)
-        found: Numbers = [None] * len(rows)
+        sums: Numbers = [None] * len(rows)
         for k, i in enumerate(present):
             earlier = [everyone[rank][k] for rank in self._earlier[i]]
-            found[i] = torch.stack(earlier).sum() if earlier else torch.zeros_like(mine[k])
-        return found
+            sums[i] = torch.stack(earlier).sum() if earlier else torch.zeros_like(mine[k])
+        return sums
 
 
 def _place(param: Tensor) -> tuple[bool, list[int]]:
-    """Return whether this rank's part counts in a sum, and the ranks that hold earlier rows."""
+    """Return whether this rank's rows count in a sum, and the ranks that hold earlier rows."""
     if not isinstance(param, DTensor):
         return distributed.get_rank() == 0, []
     ranks, mine = param.device_mesh.mesh, param.device_mesh.get_coordinate()
@@ -92,21 +89,20 @@ def _place(param: Tensor) -> tuple[bool, list[int]]:
         )
     others = [c for dim, c in enumerate(mine) if dim not in sharded]
     row: Any = tuple(slice(c) if dim in sharded else c for dim, c in enumerate(mine))
+    # The first replica has the coordinate 0 in every mesh dimension that does not shard.
     return not any(others), ranks[row].tolist()
 
 
 class ShardedEngine(AcceleratedEngine):
-    """What a Landscape needs under FSDP2, by transformers or by accelerate.
+    """The engine under FSDP2, applied by transformers or by accelerate.
 
-    Every backward averages the gradient over ranks and leaves each its rows, so a gradient of one
-    rank's own does not exist, and neither does one of some parameters only. Weights that stand
-    gathered from an earlier forward would not see a perturbation, so they are given back before
-    the weights move, each time.
+    Every backward averages the gradient over ranks and leaves each rank its rows. So a gradient of
+    one rank's own does not exist, and neither does a gradient of some parameters only.
 
     Args:
-        accelerator: the Trainer's.
+        accelerator: the Trainer's accelerator.
         model: the model, with FSDP2's modules inside.
-        replay: random numbers and statistics.
+        replay: the state that later passes of an update repeat.
     """
 
     def __init__(self, accelerator: Accelerator, model: nn.Module, replay: Replay) -> None:
@@ -118,31 +114,29 @@ class ShardedEngine(AcceleratedEngine):
     def params(self, optimizer: Any) -> list[Tensor]:
         """Return the trainable parameters, in the optimizer's order."""
         params = super().params(optimizer)
-        # It is asked before every update, and where rows lie is worked out once.
+        # This is called before every update, and the placement is computed once.
         if [id(p) for p in params] != self._placed:
             self._placed, self.placement = [id(p) for p in params], Rows(params)
         return params
 
     def mine(self, drawn: list[Any]) -> list[Any]:
-        """Return all examples: every rank takes part in each one's gradient."""
+        """Return all examples, because every rank takes part in the gradient of each of them."""
         return drawn
 
     def averaging(self, wanted: Averaging, *, to_perturb: bool, partial: bool) -> Averaging:
-        """Return that every backward averages."""
+        """Return that the backward pass averages, as every backward of FSDP2 does."""
         return Averaging.IN_BACKWARD
 
     @contextmanager
     def no_sync(self, own: bool = False) -> Iterator[None]:
-        """Surround a pass whose gradient is not averaged yet.
-
-        Where it never should be (`own`), all ranks see the same example.
-        """
+        """Surround a pass whose gradient is not averaged yet."""
         state = self._accelerator.gradient_state
+        # If it should never be averaged, all ranks see the same example, and averaging is exact.
         if own or self._every_batch:
             yield
             return
         before = state.sync_gradients
-        state._set_sync_gradients(False)  # Trainer's hooks on replicated adapters look at it
+        state._set_sync_gradients(False)  # Trainer's hooks on replicated adapters read it
         self._sync(False)
         try:
             yield
@@ -170,6 +164,7 @@ class ShardedEngine(AcceleratedEngine):
         """Return a copy of this rank's rows of a whole tensor."""
         if not isinstance(param, DTensor):
             return whole
+        # FSDP2 gives each rank ceil(rows / ranks) rows, and the last ranks fewer or none.
         dim = next(d for d, p in enumerate(param.placements) if isinstance(p, Shard))
         each = math.ceil(len(whole) / param.device_mesh.size(dim))
         first = min(each * param.device_mesh.get_local_rank(dim), len(whole))
@@ -177,8 +172,8 @@ class ShardedEngine(AcceleratedEngine):
 
     @contextmanager
     def moving(self) -> Iterator[None]:
-        """Surround the perturbed weights, which no gathered copy may outlive."""
-        self._reshard()
+        """Surround the perturbed weights, and drop gathered copies before and after."""
+        self._reshard()  # a copy from an earlier forward would not include the perturbation
         try:
             yield
         finally:

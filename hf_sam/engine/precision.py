@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Loss scaling, and weights that are stored in 16 bits."""
+"""Loss scaling, and a warning about perturbed weights that are stored in 16 bits."""
 
 from __future__ import annotations
 
@@ -22,67 +22,66 @@ HALF = (torch.bfloat16, torch.float16)
 
 
 def scale_of(accelerator: Accelerator) -> Tensor | None:
-    """Return the `()` scale of accelerate's GradScaler, None without one.
-
-    It stays on the device; `get_scale()` would wait for it. The scaler is looked up each time, as
-    it may be replaced.
-    """
-    scaler = accelerator.scaler
+    """Return the `()` scale of accelerate's GradScaler, or None without one."""
+    scaler = accelerator.scaler  # looked up each time, because it may be replaced
+    # The public `get_scale()` would make the host wait for the device.
     return scaler._scale if scaler is not None and scaler.is_enabled() else None
 
 
 class LossScaling:
-    """Stands between a method, which sees unscaled gradients, and Trainer's GradScaler, if any.
+    """Unscales the gradients of passes for a method, and scales its update for GradScaler again.
 
-    GradScaler skips an update by what it finds in `.grad`, and so it would not see an overflow in
-    a pass that only served to perturb. Therefore non-finite gradients are noted in every pass, on
-    the device, and the update that is written back is NaN if any was found. Trainer's clipping
-    and GradScaler then do what they do anyway.
+    GradScaler skips an update if `.grad` is not finite, and so it would miss an overflow in a pass
+    that only serves to perturb. Therefore gradients that are not finite are recorded on the device
+    in every pass, and if there were any, the update becomes NaN. Trainer's clipping and GradScaler
+    then work as usual.
 
     Args:
-        scale: returns the factor on the losses of now, None without any; see `scale_of`.
+        scale: a function that returns the present factor on the losses, or None; see `scale_of`.
     """
 
     def __init__(self, scale: Callable[[], Tensor | None]) -> None:
         self._scale = scale
-        self._found: dict[torch.device, Tensor] = {}
+        self._overflows: dict[torch.device, Tensor] = {}
 
     @property
     def scale(self) -> Tensor | None:
-        """The `()` factor on this update's losses, None without any."""
+        """The `()` factor on this update's losses, or None without loss scaling."""
         return self._scale()
 
     def start(self) -> None:
-        """Forget what was found: a new update begins."""
-        self._found = {}
+        """Forget the overflows of the previous update, because a new one begins."""
+        self._overflows = {}
 
     def unscale_(self, grads: Sequence[Tensor | None]) -> None:
-        """Divide the gradients of a pass by the scale in place, and note non-finite ones."""
+        """Divide the gradients of a pass by the scale in place, and record an overflow."""
         if self.scale is None:
             return
         inverse = self.scale.double().reciprocal().float()  # as GradScaler computes it
         for places in by_kind(grads):
             group: list[Any] = [grads[i] for i in places]
             device = group[0].device
-            if device not in self._found:
-                self._found[device] = torch.zeros((), device=device)
+            if device not in self._overflows:
+                self._overflows[device] = torch.zeros((), device=device)
             torch._amp_foreach_non_finite_check_and_unscale_(
-                group, self._found[device], inverse.to(device, non_blocking=True)
+                group, self._overflows[device], inverse.to(device, non_blocking=True)
             )
 
     def overflow(self) -> Tensor | None:
-        """Return a `()` tensor, 1 if any pass of this update had a non-finite gradient, else 0.
+        """Return whether a pass of this update overflowed, as a `()` tensor of 1 or 0.
 
-        None without a scaler.
+        The result is None without loss scaling.
         """
         if self.scale is None:
             return None
-        notes = [found.to(self.scale.device, non_blocking=True) for found in self._found.values()]
-        return torch.stack(notes).amax() if notes else torch.zeros_like(self.scale)
+        device = self.scale.device
+        flags = [flag.to(device, non_blocking=True) for flag in self._overflows.values()]
+        return torch.stack(flags).amax() if flags else torch.zeros_like(self.scale)
 
     def scale_(self, update: Sequence[Tensor | None], overflow: Tensor) -> None:
-        """Multiply the update by the scale in place, by NaN after an overflow."""
+        """Multiply the update in place by the scale, or by NaN after an overflow."""
         assert self.scale is not None
+        # GradScaler divides by the scale again, and skips an update that holds a NaN.
         factor = torch.where(overflow > 0, torch.full_like(self.scale, math.nan), self.scale)
         for places in by_kind(update):
             group: list[Any] = [update[i] for i in places]
@@ -90,11 +89,11 @@ class LossScaling:
 
 
 class RoundingWatch:
-    """Measures once how much of a perturbation survives in weights stored in 16 bits, and says so.
+    """Measures once how much of a perturbation survives in 16-bit weights, and logs a warning.
 
     Args:
         speaks: whether this process writes the warning.
-        average_: takes means over processes, each of which looks at what it holds.
+        average_: a function that takes means over processes, each of which measures its own rows.
     """
 
     def __init__(
@@ -107,7 +106,7 @@ class RoundingWatch:
         self._done = False
 
     def __call__(self, params: Sequence[Tensor], eps: Sequence[Tensor | None]) -> None:
-        """Look at a perturbation about to be applied; wait for a finite one that is not 0."""
+        """Measure a perturbation that is about to be applied, unless one was measured before."""
         if self._done:
             return
         pairs = [(p.detach(), e) for p, e in zip(params, eps, strict=True) if e is not None]
@@ -116,7 +115,7 @@ class RoundingWatch:
             self._done = bool(pairs)
             return
         cosine, moved = what_rounding_leaves(pairs, self._average_)
-        if math.isnan(cosine):
+        if math.isnan(cosine):  # zero or not finite, so that the next perturbation is measured
             return
         self._done = True
         if self._speaks:
@@ -134,15 +133,16 @@ def what_rounding_leaves(
     pairs: Sequence[tuple[Tensor, Tensor]],
     average_: Callable[[Sequence[Tensor]], None] = lambda tensors: None,
 ) -> tuple[float, float]:
-    """Return how well `p + eps` can be stored.
+    """Return how much of a perturbation is left when `p + eps` is stored.
 
     Args:
         pairs: parameters p and their perturbations eps.
-        average_: takes the mean of a tensor over processes, in place.
+        average_: a function that takes the mean of a tensor over processes, in place.
 
     Returns:
-        The cosine between all eps and all steps (p + eps) - p as stored: 0 if the perturbation is
-        lost completely, NaN if eps is zero or not finite. And the share of elements that move.
+        The cosine between all eps and all stored steps (p + eps) - p, and the share of elements
+        that move. The cosine is 0 if the perturbation is lost completely; both numbers are NaN if
+        eps is zero or not finite.
     """
     sums = []
     for group in sweep(*zip(*pairs, strict=True)):

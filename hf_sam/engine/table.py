@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which ways of running a model SAM works with, and which are refused, and why."""
+"""The table of ways to run a model: those that SAM works with, and those that are refused."""
 
 from __future__ import annotations
 
@@ -15,19 +15,20 @@ Condition = Callable[[Any], bool]
 
 @dataclass(frozen=True)
 class EngineRow:
-    """One way of running a model, and whether SAM is right there.
+    """One way of running a model, and whether SAM works with it.
 
     Attributes:
-        name: what the user calls it.
-        methods: "all" work, or the way is "refused", also under sam="none".
-        why: what to know, or why it is refused and what to use instead.
-        found: whether a trainer runs this way; None for ways that are supported.
+        name: the user's name for it.
+        methods: "all" if all methods work, or "refused", which includes sam="none".
+        why: what the user should know, or why it is refused and what to use instead.
+        applies: a function that returns whether a trainer runs this way; None for ways that are
+            supported.
     """
 
     name: str
     methods: str
     why: str
-    found: Condition | None = None
+    applies: Condition | None = None
 
 
 def _distributed(kind: str) -> Condition:
@@ -39,53 +40,53 @@ def _mode(*kinds: ParallelMode) -> Condition:
 
 
 def _parallelism(*names: str) -> Condition:
-    """Return whether accelerate's ParallelismConfig has one of these sizes above 1."""
+    """Return the condition that accelerate's ParallelismConfig has one of these sizes above 1."""
 
-    def found(trainer: Any) -> bool:
+    def applies(trainer: Any) -> bool:
         config = getattr(trainer.accelerator, "parallelism_config", None)
         return any((getattr(config, f"{name}_size", None) or 1) > 1 for name in names)
 
-    return found
+    return applies
 
 
 def _loaded(*names: str) -> Condition:
-    """Return whether `from_pretrained(distributed_config=...)` had one of these sizes above 1."""
+    """Return the condition that `distributed_config` had one of these sizes above 1."""
 
-    def found(trainer: Any) -> bool:
+    def applies(trainer: Any) -> bool:
         if not getattr(trainer, "is_distributed_loading_by_transformers", False):
             return False
         config = getattr(trainer.model.config, "distributed_config", None)
         return any((getattr(config, f"{name}_size", None) or 1) > 1 for name in names)
 
-    return found
+    return applies
 
 
 def _plugin_version(trainer: Any) -> int | None:
-    """Return the version of accelerate's FSDP plugin, None without one."""
+    """Return the version of accelerate's FSDP plugin, or None without one."""
     plugin = getattr(trainer.accelerator.state, "fsdp_plugin", None)
     return None if plugin is None else int(plugin.fsdp_version)
 
 
 def is_fsdp2(trainer: Any) -> bool:
-    """Return whether the parameters are sharded by FSDP2: by transformers, or by accelerate."""
+    """Return whether FSDP2 shards the parameters, applied by transformers or by accelerate."""
     return _loaded("fsdp", "dp_replicate")(trainer) or _plugin_version(trainer) == 2
 
 
 def _deepspeed(is_such: Callable[[Any], bool]) -> Condition:
-    """Return whether DeepSpeed runs the model, by a plugin of accelerate that is such."""
+    """Return the condition that DeepSpeed runs the model with a plugin of a certain kind."""
 
-    def found(trainer: Any) -> bool:
+    def applies(trainer: Any) -> bool:
         plugin = getattr(trainer.accelerator.state, "deepspeed_plugin", None)
         return plugin is not None and is_such(plugin)
 
-    return found
+    return applies
 
 
 def reentrant(trainer: Any) -> bool:
     """Return whether activations are checkpointed in the mode that computes all gradients or none.
 
-    What the arguments ask for comes into force when training begins; without them the model's
-    layers tell.
+    The arguments take effect when training begins. If they do not ask for checkpointing, the
+    model's layers tell.
     """
     asked = vars(trainer.args)
     for name in ("activation_checkpointing", "gradient_checkpointing"):  # new and old name
@@ -103,7 +104,7 @@ transformers chooses the mode that is not reentrant."""
 
 
 def _is_reentrant(kwargs: Mapping[str, Any]) -> bool:
-    """Return which mode torch takes: the reentrant one, unless it is told not to."""
+    """Return whether torch uses the reentrant mode, which is its default."""
     given = kwargs.get("use_reentrant")
     return given is None or bool(given)
 
@@ -141,8 +142,7 @@ ENGINES = (
     EngineRow(
         "DeepSpeed with ZeRO-3",
         "refused",
-        "its weights are there inside a forward only, so nothing can perturb them; use ZeRO-2 or "
-        "FSDP2",
+        "its weights exist inside a forward only, so nothing can perturb them; use ZeRO-2 or FSDP2",
         _deepspeed(lambda plugin: int(plugin.zero_stage) == 3),
     ),
     EngineRow(

@@ -1,8 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""DeepSpeed with ZeRO-1 or ZeRO-2.
-
-It does not see the passes; one backward hands it the update.
-"""
+"""DeepSpeed with ZeRO-1 or ZeRO-2, which gets the update by one backward and sees no pass."""
 
 from __future__ import annotations
 
@@ -24,43 +21,44 @@ if TYPE_CHECKING:
 
 
 class Handover(torch.autograd.Function):
-    """A loss of zero whose gradient is the update: it moves into the parameters' backward hooks."""
+    """A loss of zero whose gradient is the update, so that backward hooks receive the update."""
 
     @staticmethod
     def forward(ctx: Any, update: list[Tensor], *params: Tensor) -> Tensor:
-        """Keep the update, one tensor per parameter, which is consumed; return `()` zero."""
+        """Keep the update, one tensor per parameter, and return a `()` zero."""
         ctx.update, ctx.kinds = update, [p.dtype for p in params]
         return torch.zeros((), device=params[0].device)
 
     @staticmethod
     def backward(ctx: Any, scale: Tensor) -> Any:
-        """Return the update times the loss scale, rounded to what the parameters are stored in."""
+        """Return the update, multiplied by the loss scale, in the dtypes of the parameters."""
+        # Popped, so that each tensor is freed as soon as DeepSpeed has taken it.
         return None, *(ctx.update.pop(0).mul_(scale).to(kind) for kind in ctx.kinds)
 
 
 class Identity(nn.Module):
-    """A module whose output is the loss that it is given."""
+    """A module whose output is its input."""
 
     def forward(self, loss: Tensor) -> Tensor:
-        """Return the loss."""
+        """Return the loss that is given."""
         return loss
 
 
 class DeepSpeedEngine(AcceleratedEngine):
-    """What a Landscape needs under DeepSpeed with ZeRO-1 or ZeRO-2.
+    """The engine under DeepSpeed with ZeRO-1 or ZeRO-2.
 
-    DeepSpeed takes gradients away as backward computes them, and steps inside of it. So the passes
-    of a method call the module without DeepSpeed's engine around it and `torch.autograd.grad`,
-    which no hook of DeepSpeed sees; ranks average what they have to themselves. The update then
-    goes to DeepSpeed as the gradient of its one backward of this step. Clipping, its loss scale,
-    the fp32 weights, partitions and a step skipped by overflow stay its own, and by then the
-    weights have returned.
+    DeepSpeed takes gradients away while backward computes them, and steps inside of backward. So
+    the passes of a method call the module without DeepSpeed's engine around it, and use
+    `torch.autograd.grad`, which triggers no hook of DeepSpeed. The ranks average these gradients
+    themselves. When the weights are restored, DeepSpeed gets the update as the gradient of the only
+    backward that it runs in this step. Clipping, the loss scale, the fp32 weights, the partitions
+    and the skipping of a step after an overflow stay DeepSpeed's own.
 
     Args:
-        accelerator: the Trainer's.
+        accelerator: the Trainer's accelerator.
         model: DeepSpeed's engine.
-        replay: random numbers and statistics.
-        local_ascent: whether a gradient that only serves to perturb stays this rank's own.
+        replay: the state that later passes of an update repeat.
+        local_ascent: whether each rank keeps a gradient of its own if it only perturbs with it.
     """
 
     def __init__(
@@ -71,32 +69,32 @@ class DeepSpeedEngine(AcceleratedEngine):
         self._scaling = LossScaling(self._scale)
 
     def _scale(self) -> Tensor | None:
-        """Return the `()` factor that DeepSpeed puts on losses in fp16, None without."""
+        """Return the `()` factor by which DeepSpeed scales losses in fp16, or None."""
         if not self._engine.fp16_enabled():
             return None
         return torch.tensor(float(self._engine.optimizer.cur_scale), device=self._engine.device)
 
     def params(self, optimizer: Any) -> list[Tensor]:
         """Return the trainable parameters, in the order of the optimizer's flat partitions."""
-        zero = self._engine.optimizer
+        zero = self._engine.optimizer  # ZeRO's optimizers have one of two names for the weights
         groups = getattr(zero, "bit16_groups", None) or zero.bf16_groups
         return [p for group in groups for p in group]
 
     def averaging(self, wanted: Averaging, *, to_perturb: bool, partial: bool) -> Averaging:
-        """Return who averages a gradient: ranks do it after a backward, never in it."""
+        """Return who averages a gradient; no backward of a pass communicates."""
         who = super().averaging(wanted, to_perturb=to_perturb, partial=partial)
         return Averaging.AFTER_PASS if who is Averaging.IN_BACKWARD else who
 
     @contextmanager
     def no_sync(self, own: bool = False) -> Iterator[None]:
-        """Surround a pass, none of which DeepSpeed sees."""
+        """Surround a pass, in which DeepSpeed does not communicate anyway."""
         yield
 
     @contextmanager
     def passes(
         self, params: Sequence[Tensor], only: Sequence[bool] | None = None
     ) -> Iterator[None]:
-        """Surround passes whose gradients are added to `.grad` without a hook's notice."""
+        """Surround passes whose gradients are added to `.grad` without triggering hooks."""
         for param in self.outside:
             param.grad = None
         asked = only or [True] * len(params)
@@ -115,7 +113,7 @@ class DeepSpeedEngine(AcceleratedEngine):
     def take_grads(self, params: Sequence[Tensor]) -> list[Tensor | None]:
         """Take ownership of the gradients, unscaled.
 
-        Those of weights in fp16 become float32: unscaled they would vanish in fp16.
+        The gradients of fp16 weights become float32, because they would underflow unscaled in fp16.
         """
         if self._scaling.scale is None:
             return super().take_grads(params)
@@ -131,10 +129,10 @@ class DeepSpeedEngine(AcceleratedEngine):
         return torch.zeros_like(param, dtype=kind, requires_grad=False)
 
     def give(self, params: Sequence[Tensor], update: Sequence[Tensor | None]) -> Tensor | None:
-        """Hand the update to DeepSpeed, which steps; `update` is consumed.
+        """Hand the update to DeepSpeed, which then steps. It consumes `update`.
 
         Returns:
-            As `Engine.give`. An overflow in any pass of any rank makes the update NaN, on which
+            As `Engine.give`. An overflow in any pass of any rank makes the update NaN, so that
             DeepSpeed skips its step.
         """
         overflow = self._scaling.overflow()
@@ -149,7 +147,8 @@ class DeepSpeedEngine(AcceleratedEngine):
         return None if overflow is None else overflow > 0
 
     def _through_engine(self, loss: Tensor) -> Tensor:
-        """Return the loss as an output of DeepSpeed's engine, which prepares its backward then."""
+        """Return the loss as an output of DeepSpeed's engine, which then prepares its backward."""
+        # The module is replaced for this one call, so that the forward computes nothing.
         module, self._engine.module = self._engine.module, Identity()
         try:
             return self._engine(loss)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Asking a Trainer for the loss of a batch, without dropout and without leaving a trace."""
+"""Evaluation of a Trainer's loss of a batch, without dropout and without side effects."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from .window import Batch, TrainerOps
 
 
 class Asking:
-    """Asks for losses, of which the first process decides for all.
+    """Evaluates losses; all processes use the value of the first one.
 
     Args:
         trainer: the Trainer.
-        passes: what runs its loss.
+        passes: the object that runs its loss.
 
     Attributes:
-        ops: how batches are counted and cut, of any size.
+        ops: the operations that count and cut batches of any size.
     """
 
     def __init__(self, trainer: Any, passes: Any) -> None:
@@ -37,13 +37,13 @@ class Asking:
     def loss(
         self, batch: Batch, index: slice | None, num_items: Any, seed: int | None = None
     ) -> float:
-        """Return the loss of a part, not a number where it has none; of all of the batch for None.
+        """Return the loss of some examples of a batch, or NaN if they have no loss.
 
         Args:
             batch: the batch.
-            index: which of its examples.
+            index: the examples; None for all of them.
             num_items: not None if Trainer counts items for the loss.
-            seed: of other random numbers than those of now.
+            seed: a seed for other random numbers than the present ones.
         """
         part = self.ops.take(batch, index)
         try:
@@ -51,20 +51,20 @@ class Asking:
                 if seed is not None:
                     set_seed(seed)
                 loss = float(self._passes.ask(part, num_items)[0])
-        except Exception:  # whatever a model says to a batch of one
+        except Exception:  # a model may refuse a small batch with any error
             if index is None:
                 raise
             loss = math.nan
-        return self.agreed(loss)
+        return self.agreed(loss)  # rounding may differ, and all processes must decide alike
 
     @contextmanager
     def no_trace(self) -> Iterator[None]:
-        """Surround a question, which nothing may remember."""
+        """Surround an evaluation, after which all state is as it was before."""
         with self._replay.no_trace():
             yield
 
     def agreed(self, value: Any) -> Any:
-        """Return what the first process says."""
+        """Return the first process's value on all processes."""
         if self._trainer.accelerator.num_processes == 1:
             return value
         return broadcast_object_list([value])[0]
@@ -82,15 +82,16 @@ DROPOUTS = frozenset({
 
 
 class WithoutDropout(TorchFunctionMode):
-    """A context in which no dropout drops anything, whatever mode a model is in."""
+    """A context in which dropout is the identity, in training mode and in eval mode."""
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
-        """Call a function of torch; see the class."""
+        """Call a function of torch, with dropout replaced by the identity."""
         kwargs = kwargs or {}
         if func in DROPOUTS:
             return args[0] if args else kwargs["input"]
+        # Attention has dropout inside, at the fifth position or by name.
         if func is functional.scaled_dot_product_attention:
             if len(args) > 4:
                 args = (*args[:4], 0.0, *args[5:])

@@ -13,7 +13,8 @@ TAG = "hf_sam"
 
 
 def write_with_tag(write: Callable[..., None], *args: Any, **kwargs: Any) -> None:
-    """Have a Trainer write its card, with one more tag."""
+    """Write a Trainer's model card with one more tag."""
+    # Bound to the signature, because `tags` may be given by position or by name.
     given = inspect.signature(write).bind(*args, **kwargs)
     tags = given.arguments.get("tags")
     tags = [tags] if isinstance(tags, str) else list(tags or [])
@@ -22,13 +23,13 @@ def write_with_tag(write: Callable[..., None], *args: Any, **kwargs: Any) -> Non
 
 
 def add_section(folder: str | Path, version: str, paper: str, config: dict[str, Any]) -> None:
-    """Append to the card in a folder what the model was trained with.
+    """Append a section about the method to the model card in a folder.
 
     Args:
-        folder: where the card is, if one was written.
-        version: of hf_sam.
-        paper: of the method.
-        config: the method with all its options, as `SAMMixin.sam_config`.
+        folder: the folder of the card, if one was written.
+        version: the version of hf_sam.
+        paper: the method's paper.
+        config: the method with all its options, as in `SAMMixin.sam_config`.
     """
     card = Path(folder) / "README.md"
     if card.is_file():

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What SAM needs of the Trainer class that it stands in front of."""
+"""Checks of the Trainer class that the mixin is combined with."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 from transformers import Trainer
 
 GIVEN = frozenset(inspect.signature(Trainer.__init__).parameters)
-"""What a Trainer is given to work with; its other attributes may be records of its work."""
+"""The names of a Trainer's arguments; its other attributes may be records of its work."""
 
 REMEDY = (
     "every pass of an update must see the same data, whatever the weights: generate or transform "
@@ -24,58 +24,60 @@ def check_host(kind: type) -> None:
     """Refuse a class whose passes do not compute the loss of the data that they are given.
 
     Raises:
-        NotImplementedError: it overrides `training_step` without calling on the class behind, or
-            makes the data within a pass.
+        NotImplementedError: the class overrides `training_step` without calling
+            `super().training_step`, or makes the data within a pass.
     """
     for cls in _others(kind, "training_step"):
         if not _calls_on(vars(cls)["training_step"], "training_step"):
             _refuse(
                 f"{cls.__name__}.training_step does not call super().training_step, so its loss "
-                f"comes from somewhere else"
+                "comes from somewhere else"
             )
     for cls in _others(kind, "_prepare_inputs"):
         _refuse(
             f"{cls.__name__}._prepare_inputs makes the data within a pass, as trainers do that "
-            f"generate with the model"
+            "generate with the model"
         )
 
 
 def check_averaged(names: Sequence[str], inside: Collection[str], processes: int) -> None:
-    """Refuse weights that several processes train each for itself.
+    """Refuse parameters that each of several processes would train by itself.
 
-    DDP averages the gradients of the model alone. What a loss owns beside it drifts apart, and with
-    it whatever a method computes from all gradients together, such as the length of a perturbation.
+    DDP averages the gradients of the model alone. Parameters that a loss owns beside the model
+    drift apart, and so does all that a method computes from the gradients together, such as the
+    length of a perturbation.
 
     Args:
-        names: of the optimizer's parameters.
-        inside: names of the model's.
-        processes: how many there are.
+        names: the names of the optimizer's parameters.
+        inside: the names of the model's parameters.
+        processes: the number of processes.
 
     Raises:
-        NotImplementedError: the parameters' number, and what to do instead.
+        NotImplementedError: there are such parameters; the message gives their number and what to
+            do instead.
     """
     outside = [name for name in names if name not in inside]
     if processes > 1 and outside:
         raise NotImplementedError(
-            f"hf_sam does not support {processes} processes where the optimizer has parameters "
+            f"hf_sam does not support {processes} processes if the optimizer has parameters "
             f"outside the model ({len(outside)} of {len(names)}, such as those of a loss module): "
-            f"nobody averages their gradients over ranks; make them part of the model, or use one "
-            f"process"
+            "nobody averages their gradients over ranks; make them part of the model, or use one "
+            "process"
         )
 
 
 @contextmanager
 def forbid_forward(trainer: Any) -> Iterator[None]:
-    """Have the model raise when it runs before the trainer's `compute_loss` does.
+    """Raise a NotImplementedError if the model runs before the trainer's `compute_loss`.
 
-    A `training_step` that runs the model before it asks for the loss makes data that depend on the
-    weights. The error is a NotImplementedError.
+    A `training_step` that runs the model before it computes the loss makes data that depend on the
+    weights.
     """
 
     def refuse(*_: Any) -> NoReturn:
         _refuse(
             f"{type(trainer).__name__}.training_step runs the model before compute_loss, as "
-            f"trainers do that generate with it"
+            "trainers do that generate with it"
         )
 
     guard, compute_loss = trainer.model.register_forward_pre_hook(refuse), trainer.compute_loss
@@ -93,10 +95,10 @@ def forbid_forward(trainer: Any) -> Iterator[None]:
         del trainer.compute_loss
 
 
-def own_step_behind(kind: type, mixin: type) -> bool:
+def base_overrides_step(kind: type, mixin: type) -> bool:
     """Return whether a class after the mixin overrides `training_step`."""
-    behind = kind.__mro__[kind.__mro__.index(mixin) :]
-    return any(cls in behind for cls in _others(kind, "training_step"))
+    bases = kind.__mro__[kind.__mro__.index(mixin) :]
+    return any(cls in bases for cls in _others(kind, "training_step"))
 
 
 def refuse_step_in_front(kind: type, mixin: type, what: str) -> NoReturn:
@@ -105,10 +107,10 @@ def refuse_step_in_front(kind: type, mixin: type, what: str) -> NoReturn:
     Args:
         kind: the trainer's class.
         mixin: SAMMixin.
-        what: what its step does.
+        what: a description of what the class's step does, for the message.
 
     Raises:
-        NotImplementedError: the class, and the order of bases that works.
+        NotImplementedError: always; the message names the class and the order of bases that works.
     """
     before = kind.__mro__[: kind.__mro__.index(mixin)]
     name = next((c.__name__ for c in before if "training_step" in vars(c)), kind.__name__)
@@ -124,14 +126,14 @@ def _refuse(reason: str) -> NoReturn:
 
 
 def _others(kind: type, method: str) -> Iterator[type]:
-    """Yield the classes, neither transformers' nor ours, that define a method."""
+    """Yield the classes that define a method, except Trainer and those of this package."""
     for cls in kind.__mro__:
         if cls is not Trainer and method in vars(cls) and not cls.__module__.startswith("hf_sam."):
             yield cls
 
 
 def _calls_on(function: Any, name: str) -> bool:
-    """Whether a function's code mentions the attribute; true where there is no code to look at."""
+    """Return whether a function's code mentions an attribute; true if there is no code to read."""
     code = getattr(inspect.unwrap(function), "__code__", None)
     return code is None or _mentions(code, name)
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Hooks of the user's own that run inside a backward pass."""
+"""A check of the user's own hooks that run inside a backward pass."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ LIBRARIES = ("torch.", "deepspeed.", "accelerate.")
 
 
 def check_hooks(named: Iterable[tuple[str, nn.Parameter]]) -> None:
-    """Refuse hooks that use up a gradient inside of backward, and name the others once.
+    """Refuse hooks that consume a gradient inside of backward, and log the others once.
 
-    Such a hook may step an optimizer, and then drop the gradient; every pass would do so, at the
-    perturbed weights, too. Others only look: refusing them, too, would take away what works.
+    A hook may step an optimizer and then drop the gradient. It would do so in every pass, at the
+    perturbed weights, too. Hooks that only read the gradient are allowed.
 
     Args:
         named: parameters with their names.
@@ -56,7 +56,7 @@ def _of_library(hook: Any) -> bool:
 
 
 def _consumes(hook: Any) -> bool:
-    """Whether a hook's code calls a `step`, reaches an optimizer, or assigns to `.grad`."""
+    """Return whether a hook's code calls a `step`, reaches an optimizer, or assigns `.grad`."""
     reached = list(_reached(hook, 3))
     if any(isinstance(one, torch.optim.Optimizer) for one in reached):
         return True
@@ -65,7 +65,7 @@ def _consumes(hook: Any) -> bool:
 
 
 def _reached(value: Any, depth: int) -> Iterator[Any]:
-    """Yield a callable, and what it calls or holds."""
+    """Yield a callable, and the objects that it calls or holds, down to a depth."""
     yield value
     if depth == 0:
         return
@@ -97,7 +97,7 @@ def _attributes(value: Any) -> list[Any]:
 def _filled(cell: Any) -> bool:
     try:
         return cell.cell_contents is not None
-    except ValueError:
+    except ValueError:  # a variable of the closure that is not assigned yet
         return False
 
 
@@ -117,6 +117,7 @@ def _nested(code: CodeType) -> Iterator[CodeType]:
 
 
 def _steps_or_assigns(code: CodeType) -> bool:
+    # The bytecode is read, because calling the hook to see what it does would do it.
     for i in dis.get_instructions(code):
         if i.opname in ("STORE_ATTR", "DELETE_ATTR") and i.argval == "grad":
             return True

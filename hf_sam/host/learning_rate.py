@@ -11,15 +11,15 @@ import torch
 
 
 class RateShare:
-    """Tells how large the learning rate is now, relative to its maximum over the whole run.
+    """Computes the learning rate relative to its maximum over the whole run.
 
-    The schedule itself is asked for that maximum: a copy of it runs ahead, once. A rate that
-    follows a metric can only be compared with its start and what was seen since.
+    To find the maximum, a copy of the schedule runs ahead once. A rate that follows a metric can
+    only be compared with its start and with the rates since then.
 
     Args:
-        optimizer: whose groups have the rates.
+        optimizer: the optimizer, whose groups have the rates.
         scheduler: the schedule, or None.
-        total: updates of the run.
+        total: the number of updates in the run.
     """
 
     def __init__(self, optimizer: Any, scheduler: Any, total: int) -> None:
@@ -31,7 +31,7 @@ class RateShare:
         self._peaks = [max(own) for own in zip(*rates, strict=True)]
 
     def __call__(self) -> float:
-        """Return the largest share over the groups that move, 0 to 1; 0 where none does."""
+        """Return the largest share over the groups, 0 to 1, or 0 if no group has a rate."""
         now = _rates(self._optimizer.param_groups)
         # Groups that a callback has added start at their maximum.
         self._peaks += now[len(self._peaks) :]
@@ -45,7 +45,7 @@ def _rates(groups: list[dict[str, Any]]) -> list[float]:
 
 
 def _ahead(optimizer: Any, scheduler: Any, total: int) -> list[list[float]]:
-    """Return the rates of each update to come, by a copy of the schedule without the weights."""
+    """Return the rates of all updates to come, from a copy of the schedule without the weights."""
     inner = getattr(scheduler, "scheduler", scheduler)
     if not isinstance(inner, torch.optim.lr_scheduler.LRScheduler):
         return []
@@ -56,12 +56,13 @@ def _ahead(optimizer: Any, scheduler: Any, total: int) -> list[list[float]]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of a schedule that steps without its optimizer
+            # The memo makes the copy refer to the bare optimizer, so that no weights are copied.
             twin = copy.deepcopy(inner, {id(owner): bare for owner in owners})
-            found = []
+            rates = []
             for _ in range(max(total - inner.last_epoch, 0)):
-                found.append(_rates(bare.param_groups))
+                rates.append(_rates(bare.param_groups))
                 twin.step()
-            return found
+            return rates
     except Exception:
-        # A schedule that cannot be copied or run ahead; what is seen on the way must do.
+        # The schedule cannot be copied or run ahead, so the rates of past updates must do.
         return []

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Log values of the updates since the last log, kept on the device until somebody looks."""
+"""Log values of the updates since the last log, which stay on the device until they are logged."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from torch import Tensor
 
 MEANS = ("sharpness", "perturbation_norm", "ascent_grad_norm", "grad_cosine")
 COSINE_EVERY = 10
-"""Updates from one reading of the cosine to the next: it takes a walk over all weights."""
+"""Updates between two readings of the cosine, each of which needs a walk over all weights."""
 
 
 class RunningMeans:
-    """Sums of what the Landscapes read, which `drain` turns into `sam/` log values.
+    """Sums of the readings of updates, which `drain` turns into `sam/` log values.
 
-    Non-finite values, of a skipped update, are left out of the means.
+    Values that are not finite, from a skipped update, are left out of the means.
     """
 
     def __init__(self) -> None:
         self._start_over()
 
     def _start_over(self) -> None:
-        self._sums: dict[str, Tensor] = {}  # of the values, and how many there are: (2,)
+        self._sums: dict[str, Tensor] = {}  # for each name, the sum and the number of values: (2,)
         self._updates = 0
         self._perturbed = 0
 
@@ -36,9 +36,9 @@ class RunningMeans:
         return step % COSINE_EVERY == 0 or "grad_cosine" not in self._sums
 
     def add(self, readings: dict[str, Tensor]) -> None:
-        """Take one update's readings, `()` tensors.
+        """Add one update's readings, which are `()` tensors.
 
-        Without a perturbation it counts as a plain update.
+        An update without a perturbation counts as a plain one.
         """
         self._updates += 1
         if "perturbation_norm" not in readings:
@@ -52,15 +52,13 @@ class RunningMeans:
                 self._sums[name] = self._sums[name] + pair if name in self._sums else pair
 
     def drain(self, average_: Callable[[Sequence[Tensor]], None]) -> dict[str, float]:
-        """Return the log values: means over perturbed updates and ranks.
-
-        That takes a single look at the device.
-        """
+        """Return the log values, which are means over perturbed updates and ranks."""
         if not self._updates:
             return {}
         logs = {"sam/share_perturbed_updates": self._perturbed / self._updates}
         if self._perturbed:
             names = list(self._sums)
+            # Stacked, so that the host waits for the device once.
             values = torch.stack([
                 self._sums[name].to(self._sums[names[0]].device) for name in names
             ])

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a model's loss is: the loss of every single example, and whether it counts items."""
+"""The losses of single examples, and a measurement of whether a loss is divided by its items."""
 
 from __future__ import annotations
 
@@ -13,19 +13,67 @@ from torch import Tensor
 from torch.nn import functional
 
 from ..landscape.data import IGNORED
+from .inputs import Loan
 
 NUMBERS: dict[str | None, Callable[..., Tensor]] = {
     "regression": functional.mse_loss,
     "multi_label_classification": functional.binary_cross_entropy_with_logits,
 }
-"""The losses of labels that are numbers, by a model's `problem_type`."""
+"""The loss functions of labels that are numbers, by a model's `problem_type`."""
 
 GIVE = (
     "give SAMTrainer(per_example_loss_func=f) with f(outputs, labels) -> losses of shape (B,), "
     "where `labels` are all inputs if there is no field of that name, or use a method that needs "
     "none, such as sam"
 )
-"""What to do where the losses of single examples are unknown."""
+"""The remedy, in messages, if the losses of single examples are unknown."""
+
+
+class ExampleLosses:
+    """The losses of single examples of a Trainer's model, from its outputs and labels.
+
+    Args:
+        trainer: the Trainer.
+        own: the user's own function `f(outputs, labels)`, or None for the model's kind of loss.
+    """
+
+    def __init__(self, trainer: Any, own: Callable[[Any, Tensor], Tensor] | None) -> None:
+        self._trainer, self._function = trainer, own
+
+    @property
+    def own(self) -> bool:
+        """Whether the losses come from the user's own function."""
+        return self._function is not None
+
+    def labels(self, inputs: Any) -> Any:
+        """Return the labels, or all inputs for a function of the user's own without labels."""
+        if self.own and "labels" not in inputs:
+            return Loan(inputs).inputs  # a copy, because `compute_loss` may change the inputs
+        return inputs.get("labels")
+
+    def __call__(self, outputs: Any, labels: Any) -> Tensor:
+        """Return the losses of shape (B,), detached.
+
+        Raises:
+            ValueError: the losses are unknown, or the user's own are not of shape (B,).
+        """
+        if self._function is None:
+            trainer = self._trainer
+            smoother = trainer.label_smoother
+            return per_example_losses(
+                outputs,
+                labels,
+                getattr(trainer.model, "config", None),
+                shifted=trainer._loss_shifts_labels,
+                smoothing=smoother.epsilon if smoother is not None else 0.0,
+            )
+        losses = self._function(outputs, labels)
+        if isinstance(losses, Tensor) and losses.ndim == 1:
+            return losses.detach()
+        given = tuple(losses.shape) if isinstance(losses, Tensor) else type(losses).__name__
+        raise ValueError(
+            f"per_example_loss_func returned {given}; it must return losses of shape (B,)"
+        )
 
 
 def per_example_losses(
@@ -38,19 +86,21 @@ def per_example_losses(
 ) -> Tensor:
     """Return the losses of shape (B,), detached, whose (weighted) mean is the batch's loss.
 
-    Knows single-label (labels (B,)), multi-label and regression heads (labels (B,) or (B, C)), and
-    token classification and language models (labels (B, T): the mean over a row's labelled tokens).
+    It knows single-label heads (labels (B,)), multi-label and regression heads (labels (B,) or
+    (B, C)), and token classification and language models (labels (B, T), where the loss of a row is
+    the mean over its labelled tokens).
 
     Args:
         outputs: the model's outputs, with `logits`.
-        labels: the labels as the batch had them.
+        labels: the labels of the batch.
         config: the model's configuration, whose `problem_type` and `num_labels` tell the kinds
             apart.
-        shifted: the logits at a position predict the next label, as in a causal language model.
+        shifted: whether the logits at a position predict the next label, as in a causal language
+            model.
         smoothing: Trainer's label smoothing factor.
 
     Raises:
-        ValueError: a loss of another kind.
+        ValueError: the loss is of another kind.
     """
     logits = _logits(outputs)
     if not isinstance(labels, Tensor) or not isinstance(logits, Tensor):
@@ -62,7 +112,7 @@ def per_example_losses(
     )
     kind = getattr(config, "problem_type", None)
     if kind is None and getattr(config, "num_labels", 2) == 1 and logits.numel() == labels.numel():
-        kind = "regression"  # which not every head writes down
+        kind = "regression"  # not every head writes it into its configuration
     if kind == "regression" or labels.is_floating_point():
         return _numbers(logits, labels, kind)
     if logits.ndim == 2 and labels.numel() == len(logits):
@@ -76,14 +126,14 @@ def per_example_losses(
 
 
 def _tokens(logits: Tensor, labels: Tensor, smoothing: float) -> Tensor:
-    """Return cross-entropies (N,) of logits (N, C), zero where the label is to be left out."""
+    """Return cross-entropies (N,) of logits (N, C), and zero for a label that is ignored."""
     return functional.cross_entropy(
         logits, labels, reduction="none", ignore_index=IGNORED, label_smoothing=smoothing
     )
 
 
 def _numbers(logits: Tensor, labels: Tensor, kind: str | None) -> Tensor:
-    """Return squared or multi-label losses (B,); the model has written down which in `kind`."""
+    """Return squared or multi-label losses (B,), as the model's `problem_type` says."""
     if logits.numel() != labels.numel() or kind not in NUMBERS:
         raise ValueError(_unknown(labels, logits))
     losses = NUMBERS[kind](logits, labels.view_as(logits).to(logits.dtype), reduction="none")
@@ -91,7 +141,7 @@ def _numbers(logits: Tensor, labels: Tensor, kind: str | None) -> Tensor:
 
 
 def _logits(outputs: Any) -> Any:
-    """Return the logits of a model output, or of a tuple, in which a loss may come first."""
+    """Return the logits of a model output, or of a tuple that may begin with a loss."""
     if isinstance(outputs, dict):
         return outputs.get("logits")
     first = outputs[0]
@@ -109,7 +159,7 @@ def _unknown(labels: Any, logits: Any) -> str:
 
 
 def check_losses(trainer: Any, method: str) -> None:
-    """Refuse a method that compares losses of single examples where nobody can know them.
+    """Refuse a method that compares losses of single examples if these are unknown.
 
     Raises:
         ValueError: the loss is the user's own, or the model takes no `labels`.
@@ -131,18 +181,22 @@ def check_losses(trainer: Any, method: str) -> None:
 
 
 def counted_share(loss_of: Callable[[Tensor], float], n: Tensor) -> float | None:
-    """Return which share of the loss halves when the number of items doubles: 1 of a loss that is
-    divided by it, 0 of one that ignores it; None where it cannot be told.
+    """Return which share of the loss halves when the number of items doubles.
+
+    The share is 1 for a loss that is divided by the number and 0 for one that ignores it.
 
     Args:
-        loss_of: the loss of one and the same batch for a given number of items. Asked a third time,
-            it tells how far the loss moves by itself.
-        n: number of items, `()`.
+        loss_of: a function that returns the loss of one and the same batch for a given number of
+            items. It is called a third time to see how far the loss changes by itself.
+        n: the number of items, `()`.
+
+    Returns:
+        The share, or None if it cannot be determined.
     """
     once, twice, again = loss_of(n), loss_of(2 * n), loss_of(n)
     if not all(map(math.isfinite, (once, twice, again))) or abs(once) < 1e-8:
         return None
-    # A state that nobody can put back moves the loss, too: how much, the first question tells.
+    # State that cannot be restored changes the loss, too; the third loss shows by how much.
     drift, middle = abs(again - once), (once + again) / 2
     if drift >= abs(once) / 8:
         return None

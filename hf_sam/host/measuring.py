@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Asking a loss how its parts make up the whole, instead of believing that it is a mean."""
+"""A measurement of how the losses of parts make up the loss of a batch, instead of a guess."""
 
 from __future__ import annotations
 
@@ -19,24 +19,25 @@ from .weighting import WORDS, Weighting, candidates
 from .window import Batch, Window
 
 LOOKS = 16
-"""Batches that are asked about at most, where the first ones leave more than one answer."""
+"""The largest number of batches that are measured, if one leaves several possibilities."""
 
 WINDOWS = 100
 """Updates in which a batch that tells more is waited for: each takes a look at the labels."""
 
 DRAWS = 8
-"""Random numbers under which a loss is asked that draws some of its own."""
+"""The number of seeds under which a loss is measured that draws random numbers itself."""
 
 PARTS = 64
-"""Parts of one size that are looked at most, to see whether their loss says anything."""
+"""The largest number of parts of one size that are tried, to see whether they have a loss."""
 
 
 class Answer(NamedTuple):
-    """What a loss said about its parts.
+    """The result of measuring one batch.
 
     Attributes:
-        whole: the loss of the batch, a mean over the draws of random numbers.
-        off: how far each candidate's sum over the parts is from it, with its uncertainty.
+        whole: the loss of the batch, as a mean over the draws of random numbers.
+        off: for each candidate, the difference between its sum over the parts and `whole`, and the
+            uncertainty of that difference.
     """
 
     whole: float
@@ -46,15 +47,15 @@ class Answer(NamedTuple):
 class Measuring:
     """Finds the weighting of a Trainer's loss before the first update that cuts a batch.
 
-    It asks for the loss of a whole batch and of its parts, in training mode but without dropout, of
-    which a part would see another than the whole. While a batch leaves more than one answer, as one
-    without a missing label does, the next one that can tell is asked too. The first process decides
-    for all.
+    It evaluates the loss of a whole batch and of its parts in training mode, but without dropout,
+    whose masks would differ between a part and the whole. If a batch leaves several possibilities,
+    as one in which no label is missing does, the next batch that can tell them apart is measured,
+    too. The first process decides for all.
 
     Args:
         trainer: the Trainer.
-        passes: what runs its loss, and keeps the weighting that is found.
-        method: name of the method.
+        passes: the object that runs its loss and keeps the weighting.
+        method: the name of the method.
         compares: whether the method compares the losses of single examples.
     """
 
@@ -69,7 +70,7 @@ class Measuring:
         self._tolerance = tolerance_of(trainer)
 
     def look(self, window: Window) -> None:
-        """Ask about a batch of the window, if it can tell something new."""
+        """Measure a batch of the window, if it can tell possible weightings apart."""
         known = self._looks and len(self._possible) == 1
         if known or self._looks >= LOOKS or self._windows >= WINDOWS:
             return
@@ -99,7 +100,7 @@ class Measuring:
             self._compare(batch, num_items)
 
     def _tells(self, batch: Batch) -> bool:
-        """Whether the weightings that are still possible give this batch's parts other shares."""
+        """Return whether the possible weightings give this batch's examples different shares."""
         shares = self._shares(batch)
         return any(not torch.allclose(one, shares[0], atol=1e-9) for one in shares[1:])
 
@@ -156,12 +157,13 @@ class Measuring:
             counts = weighting.counts(batch.inputs, self._ops.size(batch))
             shares = [float(counts[part].sum() / counts.sum().clamp(min=1)) for part in parts]
             factors = [1.0, 1.0] if weighting.summed else shares
-            found = [
+            # A part without labels has the factor 0 and the loss NaN, so it is left out.
+            errors = [
                 sum(f * loss for f, loss in zip(factors, losses, strict=True) if f) - whole
                 for whole, losses in draws
             ]
-            spread = statistics.stdev(found) / math.sqrt(len(found)) if len(found) > 1 else 0.0
-            off[weighting] = statistics.fmean(found), spread
+            spread = statistics.stdev(errors) / math.sqrt(len(errors)) if len(errors) > 1 else 0.0
+            off[weighting] = statistics.fmean(errors), spread
         return self._asking.agreed(Answer(statistics.fmean(whole for whole, _ in draws), off))
 
     def _choose(self, answer: Answer, smallest: int, random: bool) -> None:
@@ -171,7 +173,7 @@ class Measuring:
             for weighting, (distance, spread) in off.items()
             if abs(distance) <= self._tolerance * abs(whole) + 4 * spread
         ]
-        # Of several that cannot be told apart for sure, a clearly closer one comes first.
+        # Among weightings that cannot be told apart, one that is clearly closer comes first.
         fitting.sort(key=lambda one: abs(off[one][0]) // (self._tolerance / 10 * abs(whole) or 1))
         distance, spread = off[(fitting or self._possible)[0]]
         ratio = f"{(whole + distance) / whole:.7g} of it" if whole else f"{distance:.4g} off"
@@ -201,7 +203,7 @@ class Measuring:
         )
 
     def _settle(self, possible: list[Weighting], smallest: int = 1) -> None:
-        """Keep the weightings that are possible, the likeliest first, and take that one."""
+        """Keep the weightings that are possible, and use the first, which is the likeliest."""
         self._looks += 1
         self._possible = [replace(w, smallest=smallest) for w in possible]
         self._passes.weighting = self._possible[0]
@@ -220,7 +222,7 @@ class Measuring:
         return max(range(smallest, size - smallest + 1), key=difference)
 
     def _smallest(self, batch: Batch, whole: float, ask: Any) -> int:
-        """Return the fewest examples whose loss says anything about them."""
+        """Return the least number of examples that have a loss of their own."""
         size, heavy = self._asking.agreed((
             self._ops.size(batch),
             self._possible[0].counts(batch.inputs, self._ops.size(batch)).tolist(),
@@ -234,7 +236,7 @@ class Measuring:
         return size
 
     def _say_something(self, losses: Iterator[float], whole: float, parts: float) -> bool:
-        """Whether losses of parts are numbers, and not one and the same beside the whole's."""
+        """Return whether the losses of parts are finite and depend on the examples."""
         first = next(losses)
         if not math.isfinite(first):
             return False
@@ -248,7 +250,7 @@ class Measuring:
         """Refuse losses of single examples that do not make up the loss of their batch.
 
         Raises:
-            ValueError: both values, and that `per_example_loss_func` is wanted.
+            ValueError: they do not; the message gives both values and the remedy.
         """
         with self._asking.no_trace():
             loss, losses = self._passes.ask(batch, num_items, with_losses=True)
@@ -258,18 +260,18 @@ class Measuring:
             fits = any(near(one, whole, self._tolerance) for one in made)
             if self._asking.agreed(fits or not math.isfinite(whole)):
                 return
-            said = f"make a loss of {made[0]:.4g}, and the batch's loss is {whole:.4g}"
+            reason = f"make a loss of {made[0]:.4g}, and the batch's loss is {whole:.4g}"
         else:
-            said = f"are {len(losses)} for a batch of {size}"
+            reason = f"are {len(losses)} for a batch of {size}"
         if self._passes.own_losses:
             self._say(
-                f"is not the mean of what per_example_loss_func returns: these losses {said}. "
+                f"is not the mean of what per_example_loss_func returns: these losses {reason}. "
                 f"{self._method} only compares them with each other."
             )
             return
         raise ValueError(
             f"{self._method} compares the losses of single examples, and those of "
-            f"{type(self._trainer.model).__name__}, by its logits and labels, {said}: {GIVE}"
+            f"{type(self._trainer.model).__name__}, by its logits and labels, {reason}: {GIVE}"
         )
 
     def _say(self, message: str) -> None:
@@ -277,9 +279,8 @@ class Measuring:
 
 
 def tolerance_of(trainer: Any) -> float:
-    """Return how far a loss may be off by rounding, as a share of it: with float32 on a CPU it is
-    off by about 1e-7.
-    """
+    """Return how far a loss may be off by rounding, as a share of the loss."""
+    # float32 is off by about 1e-7 on a CPU, where batch norm shows from 5e-5 on.
     params = list(trainer.model.parameters())
     narrow = {torch.float16, torch.bfloat16} & {p.dtype for p in params}
     if narrow or trainer.accelerator.mixed_precision != "no":
@@ -293,5 +294,5 @@ def normed(model: nn.Module) -> bool:
 
 
 def near(one: float, other: float, tolerance: float) -> bool:
-    """Whether a number is another one, but for a share of it."""
+    """Return whether two numbers differ by at most a share of the second one."""
     return abs(one - other) <= tolerance * abs(other)

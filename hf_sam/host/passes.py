@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Passes of a Trainer: its own `training_step` on a batch, a part of it, or a drawn example."""
+"""`PassRunner`: a Trainer's own `training_step` on a batch, a part of it, or a drawn example."""
 
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
@@ -15,8 +14,9 @@ from torch import Tensor, nn
 
 from ..landscape import Replay
 from .checks import forbid_forward
+from .contexts import scaled, without_graph
 from .inputs import Inputs, Loan
-from .losses import counted_share, per_example_losses
+from .losses import ExampleLosses, counted_share
 from .weighting import Weighting
 from .which import WhichPass, evaluating
 from .window import Batch, TrainerOps, Window
@@ -24,31 +24,31 @@ from .window import Batch, TrainerOps, Window
 
 @dataclass
 class Pass:
-    """What `compute_loss` is told about the pass that it is called in.
+    """The request of a pass to the `compute_loss` that it calls.
 
     Attributes:
-        losses: filled with the per-example losses (B,) where they are wanted.
+        losses: a list that receives the per-example losses (B,), or None if they are not wanted.
     """
 
     losses: list[Tensor] | None = None
 
 
 class PassRunner:
-    """Runs forward and backward as a Trainer does, and sees to the scale of the loss.
+    """Runs forward and backward as a Trainer does, with the right scale of the loss.
 
     Args:
         trainer: the Trainer.
-        training_step: that of the class behind SAMMixin.
-        per_example_loss_func: `f(outputs, labels)` returns losses of shape (B,), for a loss of the
-            user's own; `labels` are all inputs where no field has that name.
-        own_step: whether that `training_step` is another than Trainer's.
+        training_step: the `training_step` of the Trainer class that the mixin extends.
+        per_example_loss_func: a function `f(outputs, labels)` that returns losses of shape (B,),
+            for a loss of the user's own; see `SAMMixin`.
+        own_step: whether that `training_step` is not Trainer's.
 
     Attributes:
         reentrant: whether activations are checkpointed in the mode that warns without a graph.
-        honours: whether the loss honours `num_items_in_batch`; None while it was not asked.
-        which: the pass that runs; None outside of passes.
-        weighting: how the losses of parts of a batch make up the loss of the whole.
-        asked: whether the Trainer class has asked which pass runs, in a pass.
+        honours: whether the loss honours `num_items_in_batch`; None until this is measured.
+        which: the pass that runs now; None outside of passes.
+        weighting: the rule by which the losses of parts of a batch make up the loss of the whole.
+        asked: whether the Trainer class has read, in a pass, which pass runs.
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class PassRunner:
         self._trainer = trainer
         self._own_step = own_step
         self._training_step = training_step
-        self._per_example_loss_func = per_example_loss_func
+        self._example_losses = ExampleLosses(trainer, per_example_loss_func)
         self.weighting = Weighting()
         self._pass: Pass | None = None
         self.reentrant = False
@@ -74,24 +74,24 @@ class PassRunner:
     # -- which pass -----------------------------------------------------------------------------
 
     def start(self) -> None:
-        """Begin an update, also after one that an exception ended."""
+        """Begin an update, possibly after one that an exception ended."""
         self.which: WhichPass | None = None
         self._phase = "ascent"
         self._number = 0
         self._pass = None
 
     def announce(self, phase: str) -> None:
-        """Take note of what the next pass serves for."""
+        """Record whether the next pass is for the ascent or the descent gradient."""
         if phase in ("ascent", "descent"):
             self._phase = phase
 
     def settle(self) -> None:
-        """Note that the first update is done."""
+        """Record that the first update is done."""
         self._inputs.settle()
 
     @contextmanager
     def around(self, first: bool) -> Iterator[None]:
-        """Surround a pass of a method."""
+        """Surround a pass of a method, the first of which is the clean one."""
         self._number += 1
         with self._which("clean" if first else self._phase, self._number):
             yield
@@ -106,7 +106,7 @@ class PassRunner:
 
     @property
     def logs(self) -> bool:
-        """Whether what is logged now is to be kept."""
+        """Whether values that are logged now are kept: in the clean pass, and outside of passes."""
         return self.which is None or (self.which.kind == "clean" and self.which.number > 0)
 
     # -- passes ---------------------------------------------------------------------------------
@@ -114,10 +114,7 @@ class PassRunner:
     def backward(
         self, model: nn.Module, window: Window, batch: Batch, share: Any, with_losses: bool = False
     ) -> Any:
-        """Run the class's own `training_step`; see `hf_sam.landscape.Backward`.
-
-        For a whole micro-batch it does all scaling itself.
-        """
+        """Run the Trainer class's own `training_step`, as `hf_sam.landscape.Backward` describes."""
         if batch.drawn:
             return self._backward_drawn(model, batch, window.num_items)
         self._pass = Pass([] if with_losses else None)
@@ -126,10 +123,10 @@ class PassRunner:
             with self._inputs.lend(batch.inputs) as inputs:
                 if batch.part:
                     inputs = self.weighting.filled(inputs)
-                if batch.whole:
+                if batch.whole:  # Trainer scales a whole micro-batch itself
                     loss = self._step(model, inputs, num_items)
                 else:
-                    with self._scaled(share):
+                    with scaled(self._trainer, share):
                         loss = self._step(model, inputs, self._items_of(batch, num_items))
                     loss = (loss * share).to(loss)
             return (loss, self._losses_found()) if with_losses else loss
@@ -137,29 +134,12 @@ class PassRunner:
             self._pass = None
 
     def _step(self, model: nn.Module, inputs: Any, num_items: Any) -> Tensor:
-        """Run the class's own `training_step`, in which only `compute_loss` may run the model."""
+        """Run the Trainer class's `training_step`; only its `compute_loss` may run the model."""
         with forbid_forward(self._trainer) if self._own_step else nullcontext():
             return self._training_step(model, inputs, num_items)
 
-    @contextmanager
-    def _scaled(self, share: Any) -> Iterator[None]:
-        """Surround the `training_step` of a part: it counts as a whole update, times `share`."""
-        trainer = self._trainer
-        accelerator, steps = trainer.accelerator, trainer.current_gradient_accumulation_steps
-        backward = accelerator.backward
-
-        def scaled(loss: Tensor, **more: Any) -> None:
-            backward((loss * share).to(loss), **more)
-
-        trainer.current_gradient_accumulation_steps, accelerator.backward = 1, scaled
-        try:
-            yield
-        finally:
-            trainer.current_gradient_accumulation_steps = steps
-            accelerator.backward = backward
-
     def _losses_found(self) -> Tensor:
-        """Return what the pass recorded."""
+        """Return the per-example losses that the pass recorded."""
         if self._pass is None or not self._pass.losses:
             raise ValueError(
                 f"{type(self._trainer).__name__}.compute_loss does not call super().compute_loss, "
@@ -169,7 +149,7 @@ class PassRunner:
         return self._pass.losses[0]
 
     def _items_of(self, batch: Batch, num_items: Any) -> Any:
-        """Return the count for which Trainer computes a part's own mean; None for none."""
+        """Return the number of items with which Trainer computes a part's own mean, or None."""
         if num_items is None:
             return None
         count = self.items.count(batch.inputs, self.ops.size(batch)) * self.ranks_counted
@@ -177,24 +157,24 @@ class PassRunner:
 
     @property
     def items(self) -> Weighting:
-        """How Trainer counts the items of a batch."""
+        """The rule by which Trainer counts the items of a batch."""
         return Weighting("targets" if self._trainer._loss_shifts_labels else "labels")
 
     @property
     def ops(self) -> TrainerOps:
-        """How batches are counted and cut."""
+        """The operations that count and cut batches."""
         return TrainerOps(self.weighting, getattr(self._trainer, "take", None))
 
     @property
     def ranks_counted(self) -> int:
-        """By what Trainer multiplies a loss whose items it has counted on all ranks."""
+        """The factor by which Trainer multiplies a loss whose items it has counted on all ranks."""
         trainer = self._trainer
         counted = trainer.args.average_tokens_across_devices
         return trainer.accelerator.num_processes if counted else 1
 
     def _backward_drawn(self, model: nn.Module, batch: Batch, num_items: Any) -> Tensor:
-        """Run a drawn example without dropout, and with the running statistics."""
-        with self._which("clean", 0):  # before the first pass, and no part of the update
+        """Run a drawn example without dropout and with the running statistics."""
+        with self._which("clean", 0):  # it comes before the first pass, outside of the update
             try:
                 loss = self._backward_evaluating(model, batch, num_items)
             except (AttributeError, KeyError, TypeError, ValueError):
@@ -216,7 +196,7 @@ class PassRunner:
         return loss.detach()
 
     def _loss(self, model: nn.Module, batch: Batch, inputs: Any, num_items: Any) -> Any:
-        """Return the batch's own loss; a number of items says that Trainer counts them."""
+        """Return the batch's own loss; `num_items` is None if Trainer counts no items."""
         if num_items is None:
             return self._trainer.compute_loss(model, inputs)
         own = self._items_of(batch, num_items)
@@ -235,7 +215,7 @@ class PassRunner:
         try:
             with (
                 self._inputs.lend(batch.inputs) as inputs,
-                self._without_graph(),
+                without_graph(self.reentrant),
                 trainer.compute_loss_context_manager(),
             ):
                 loss = self._loss(model, batch, trainer._prepare_inputs(inputs), num_items)
@@ -243,42 +223,31 @@ class PassRunner:
         finally:
             self._pass = None
 
-    @contextmanager
-    def _without_graph(self) -> Iterator[None]:
-        """Surround a forward without a graph, which reentrant checkpointing would warn about."""
-        with torch.no_grad():
-            if not self.reentrant:
-                yield
-                return
-            with warnings.catch_warnings():
-                warnings.filterwarnings("ignore", "None of the inputs have requires_grad")
-                yield
-
     # -- the loss -------------------------------------------------------------------------------
 
     def ask(self, batch: Batch, num_items: Any, *, with_losses: bool = False) -> tuple[Any, Any]:
         """Return the loss of a copy of a batch as its only one, and the losses (B,) or None."""
         batch = replace(batch, inputs=Loan(batch.inputs).inputs)
-        with self._scaled(1.0), self._which("clean", 0):
+        with scaled(self._trainer, 1.0), self._which("clean", 0):
             return self._forward(self._trainer.model, batch, num_items, with_losses=with_losses)
 
     def ask_loss(self, inputs: Any, num_items: Any, replay: Replay) -> bool | None:
-        """Find out whether the loss honours `num_items_in_batch`, equally on all processes."""
+        """Measure whether the loss honours `num_items_in_batch`; all processes agree on it."""
         trainer = self._trainer
         device = trainer.args.device
 
         def loss_of(items: Tensor) -> float:
             own = trainer._prepare_inputs(Loan(inputs).inputs)
-            with replay.no_trace(), self._without_graph():
+            with replay.no_trace(), without_graph(self.reentrant):
                 with trainer.compute_loss_context_manager():
                     return float(trainer.compute_loss(trainer.model, own, num_items_in_batch=items))
 
         with self._which("clean", 0):
             share = counted_share(loss_of, torch.as_tensor(num_items, device=device))
         if trainer.accelerator.num_processes > 1:
-            said = torch.tensor([math.nan if share is None else share], device=device)
-            torch.distributed.broadcast(said, 0)
-            share = None if math.isnan(said.item()) else said.item()
+            answer = torch.tensor([math.nan if share is None else share], device=device)
+            torch.distributed.broadcast(answer, 0)
+            share = None if math.isnan(answer.item()) else answer.item()
         self.honours = None if share is None else share != 0.0
         if share and share < 0.98:
             trainer._warn(
@@ -291,56 +260,32 @@ class PassRunner:
 
     def compute_loss(
         self,
-        behind: Callable[..., Any],
+        base: Callable[..., Any],
         model: nn.Module,
         inputs: Any,
         return_outputs: bool,
         **kwargs: Any,
     ) -> Any:
-        """Compute the loss as the class behind, with the per-example losses that a pass wants."""
+        """Compute the loss by `base`, and per-example losses if the pass wants them."""
         now = self._pass or Pass()
-        labels = self._labels(inputs) if now.losses is not None else None
+        # Read first: a `compute_loss` may take the labels out of the inputs.
+        labels = self._example_losses.labels(inputs) if now.losses is not None else None
         with_outputs = return_outputs or now.losses is not None
-        result = behind(model, inputs, return_outputs=with_outputs, **kwargs)
+        result = base(model, inputs, return_outputs=with_outputs, **kwargs)
         loss, outputs = result if with_outputs else (result, None)
         if now.losses is not None:
-            now.losses.append(self._per_example(outputs, labels))
+            now.losses.append(self._example_losses(outputs, labels))
         if self.honours is False and self._own_loss_alone() and model.training:
-            # Trainer believes that the loss does this itself.
+            # Trainer assumes that the loss does this itself.
             loss = loss / self._trainer.current_gradient_accumulation_steps
         return (loss, outputs) if return_outputs else loss
 
     def _own_loss_alone(self) -> bool:
-        """Whether Trainer leaves the scale of a loss of the user's own to it, unasked."""
+        """Return whether Trainer, by its own assumption, does not divide the user's own loss."""
         asked = getattr(self._trainer, "loss_is_scaled_for_ga", None) is not None
         return self._trainer.compute_loss_func is not None and not asked
 
     @property
     def own_losses(self) -> bool:
         """Whether the losses of single examples come from the user's own function."""
-        return self._per_example_loss_func is not None
-
-    def _labels(self, inputs: Any) -> Any:
-        """Return the labels; for a function of the user's own all inputs, if there are none."""
-        if self.own_losses and "labels" not in inputs:
-            return Loan(inputs).inputs
-        return inputs.get("labels")
-
-    def _per_example(self, outputs: Any, labels: Any) -> Tensor:
-        if self._per_example_loss_func is None:
-            trainer = self._trainer
-            smoother = trainer.label_smoother
-            return per_example_losses(
-                outputs,
-                labels,
-                getattr(trainer.model, "config", None),
-                shifted=trainer._loss_shifts_labels,
-                smoothing=smoother.epsilon if smoother is not None else 0.0,
-            )
-        losses = self._per_example_loss_func(outputs, labels)
-        if isinstance(losses, Tensor) and losses.ndim == 1:
-            return losses.detach()
-        found = tuple(losses.shape) if isinstance(losses, Tensor) else type(losses).__name__
-        raise ValueError(
-            f"per_example_loss_func returned {found}; it must return losses of shape (B,)"
-        )
+        return self._example_losses.own

@@ -14,29 +14,29 @@ from torch import Tensor
 from ..landscape.data import IGNORED, ratio, wide
 
 LABELS = ("shift_labels", "labels")
-"""Fields that Trainer counts labels in; the first one that is there."""
+"""The fields in which Trainer counts labels; the first one that exists is used."""
 
 WORDS = {
     "examples": "its examples",
     "labels": "its labels other than -100",
     "targets": "its labels other than -100 without the first of each row",
 }
-"""What a batch may be counted by, in words."""
+"""The things that a loss may be a mean over, in words for messages."""
 
 
 @dataclass(frozen=True)
 class Weighting:
     """The rule by which the losses of parts of a batch make up the loss of the whole.
 
-    A part has the share `count(part) / count(whole)` of the whole. A mean counts in the whole with
-    that share, and stands for the whole as it is; a sum counts in full, and stands for the whole
-    divided by that share.
+    A part has the share `count(part) / count(whole)` of the whole. If the loss is a mean, the
+    part's loss counts with that share, and estimates the whole's loss as it is. If the loss is a
+    sum, the part's loss counts in full, and estimates the whole's when divided by the share.
 
     Attributes:
-        by: what is counted; a key of `WORDS`.
-        summed: the loss is a sum, not a mean.
-        smallest: the fewest examples whose loss means anything.
-        ignored: a label that the loss leaves out beside -100, as segmentation does.
+        by: the thing that is counted, a key of `WORDS`.
+        summed: whether the loss is a sum and not a mean.
+        smallest: the least number of examples that have a loss of their own.
+        ignored: a label that the loss leaves out beside -100, as in segmentation.
 
     Example:
         >>> batch = {"labels": torch.tensor([[1, 2], [3, -100]])}
@@ -50,12 +50,12 @@ class Weighting:
     ignored: int | None = None
 
     def count(self, inputs: Any, size: int) -> Tensor | int:
-        """Return what a batch of `size` examples counts: their number, or a `()` tensor."""
+        """Return the count of a batch of `size` examples: their number, or a `()` tensor."""
         counted = self._counted(inputs)
         return size if counted is None else counted.sum()
 
     def counts(self, inputs: Any, size: int) -> Tensor:
-        """Return what each of the `size` examples of a batch counts, (B,), in wide numbers."""
+        """Return the count of each of the `size` examples of a batch, (B,), in wide numbers."""
         counted = self._counted(inputs)
         if counted is None or len(counted) % max(size, 1):
             return torch.ones(size, dtype=torch.float64)
@@ -63,7 +63,7 @@ class Weighting:
         return wide(counted.reshape(size, -1).sum(1))
 
     def scale(self, part: Any, whole: Any) -> Any:
-        """Return the factor with which a part's loss stands for the whole's, from their counts."""
+        """Return the factor that makes a part's loss estimate the whole's, from their counts."""
         return ratio(whole, part) if self.summed else 1.0
 
     def loss_of(self, inputs: Any, losses: Tensor) -> Tensor:
@@ -74,14 +74,15 @@ class Weighting:
         return (losses * counts).sum() / counts.sum()
 
     def filled(self, inputs: Any) -> Any:
-        """Return the inputs, with labels of 0 in place of all if there are none to count.
+        """Return the inputs; if no label counts, all of their labels become 0.
 
-        The mean over no labels is not a number, nor is its gradient. A part without labels counts
-        nothing, and nothing times a number is nothing. The device decides; nobody waits for it.
+        The mean over no labels is NaN, and so is its gradient. The share of such a part is zero,
+        and with valid labels zero times its loss is zero.
         """
         counted = None if self.summed else self._counted(inputs)
         if counted is None:
             return inputs
+        # The device decides, so that the host does not wait for it.
         filled, some = copy.copy(inputs), counted.any()
         for name in LABELS:
             if isinstance(inputs.get(name), Tensor):
@@ -89,7 +90,7 @@ class Weighting:
         return filled
 
     def _counted(self, inputs: Any) -> Tensor | None:
-        """Return which labels count, of the labels' shape; None where examples do."""
+        """Return a mask of the labels that count, or None if examples are counted."""
         labels = labels_of(inputs)
         if self.by == "examples" or labels is None:
             return None
@@ -100,7 +101,7 @@ class Weighting:
 
 
 def labels_of(inputs: Any) -> Tensor | None:
-    """Return the labels that Trainer counts, of one row or more; None where there are none."""
+    """Return the labels that Trainer counts, or None if there are none."""
     if not isinstance(inputs, Mapping):
         return None
     for name in LABELS:
@@ -115,9 +116,9 @@ def candidates(inputs: Any, *, counted: bool, shifted: bool, config: Any) -> lis
 
     Args:
         inputs: a batch.
-        counted: the loss gets a count of the labels.
-        shifted: Trainer counts the labels from the second of each row on.
-        config: the model's configuration, which may name a label to be left out.
+        counted: whether the loss gets a count of the labels.
+        shifted: whether Trainer counts the labels from the second one of each row on.
+        config: the model's configuration, which may name a label that is left out.
     """
     labels, by_examples = labels_of(inputs), Weighting("examples")
     if labels is None:
@@ -127,7 +128,7 @@ def candidates(inputs: Any, *, counted: bool, shifted: bool, config: Any) -> lis
     if shifted:
         words.reverse()
     by_labels = [Weighting(by, ignored=ignored) for by in words]
-    # A mean over numbers takes all of them, -100 too; a count says what is counted.
+    # A mean over real numbers includes -100, unless Trainer passes a count of labels.
     numbers = labels.is_floating_point() and not counted
     likeliest = [by_examples, *by_labels] if numbers else [*by_labels, by_examples]
     return [*likeliest, Weighting("examples", summed=True)]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The micro-batches of one update as Trainer hands them over, and how they are cut and drawn."""
+"""The micro-batches of one update from Trainer, and the operations that cut and draw batches."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from .weighting import Weighting
 
 @dataclass(frozen=True)
 class Batch:
-    """Inputs of the model, and where they come from.
+    """Inputs of the model, with their origin.
 
     Attributes:
-        inputs: what `compute_loss` takes.
-        whole: a micro-batch of the window as it came, which Trainer itself scales.
-        part: some of a micro-batch's examples.
-        drawn: an example from outside the window.
+        inputs: the argument of `compute_loss`.
+        whole: whether this is a micro-batch of the window as it came, which Trainer itself scales.
+        part: whether these are some of a micro-batch's examples.
+        drawn: whether this is an example from outside the window.
     """
 
     inputs: Any
@@ -37,10 +37,10 @@ class Batch:
 
 
 class Window:
-    """The micro-batches of one update, as they come in.
+    """The micro-batches of one update, which are collected one by one.
 
     Args:
-        size: how many there will be.
+        size: the number of micro-batches in the update.
         num_items: Trainer's count of items in all of them and on all ranks, or None.
     """
 
@@ -50,7 +50,7 @@ class Window:
         self.batches: list[Batch] = []
 
     def add(self, inputs: Any) -> bool:
-        """Take one micro-batch; return whether the window is full."""
+        """Add one micro-batch, and return whether the window is full."""
         self.batches.append(Batch(inputs))
         return len(self.batches) == self.size
 
@@ -58,12 +58,12 @@ class Window:
 class TrainerOps:
     """Counts, weighs and cuts batches of a Trainer.
 
-    An example may take several rows of a batch, equally many each, as pairs for preference
-    optimization do; how many, a `cut` of its own tells.
+    An example may have several rows of a batch, the same number for each example, as pairs for
+    preference optimization do. The `cut` of the Trainer class then shows how many.
 
     Args:
-        weighting: how the losses of parts make up the loss of the whole.
-        cut: replaces `take(inputs, index)`, from a Trainer class that knows its inputs better.
+        weighting: the rule by which the losses of parts make up the loss of the whole.
+        cut: a function that replaces `take(inputs, index)`, from a Trainer class that defines one.
     """
 
     def __init__(self, weighting: Weighting, cut: Callable[[Any, Any], Any] | None = None) -> None:
@@ -75,6 +75,7 @@ class TrainerOps:
         rows = examples(batch.inputs)
         if self._cut is take:
             return rows
+        # One example, cut out, shows how many rows each example has.
         return rows // max(examples(self._cut(batch.inputs, slice(0, 1))), 1)
 
     def denominator(self, batch: Batch) -> Tensor | int:
@@ -82,7 +83,7 @@ class TrainerOps:
         return self.weighting.count(batch.inputs, self.size(batch))
 
     def scale(self, part: Batch, whole: Batch) -> Any:
-        """Return the factor with which a part's loss stands for the whole's."""
+        """Return the factor that makes a part's loss estimate the whole's."""
         return self.weighting.scale(self.denominator(part), self.denominator(whole))
 
     def loss_of(self, batch: Batch, losses: Tensor) -> Tensor:
@@ -90,10 +91,10 @@ class TrainerOps:
         return self.weighting.loss_of(batch.inputs, losses)
 
     def take(self, batch: Batch, index: Tensor | slice | None) -> Batch:
-        """Return the batch of the chosen examples, of all for None.
+        """Return the batch of the chosen examples, or of all examples for None.
 
         Raises:
-            ValueError: so few examples have no loss of their own.
+            ValueError: there are too few examples for a loss of their own.
         """
         if index is None:
             return Batch(batch.inputs, whole=False, part=batch.part)
@@ -117,15 +118,15 @@ class TrainerOps:
 def data_of(window: Window, ops: TrainerOps, items: Weighting, world: int) -> Data:
     """Return the window's micro-batches with the share that Trainer gives to each one's loss.
 
-    With a count of items that is its own count over that of all, times the world size that
-    averaging over ranks divides by. The mean of a micro-batch without labels is not a number, and
-    so is its share then.
+    If Trainer counts items, the share is the micro-batch's count divided by the count of all, times
+    the world size by which averaging over ranks divides. The mean loss of a micro-batch without
+    labels is NaN, and so is its share.
 
     Args:
         window: the micro-batches.
-        ops: how they are cut.
-        items: how Trainer counts them.
-        world: the ranks whose items Trainer has counted.
+        ops: the operations that cut them.
+        items: the rule by which Trainer counts items.
+        world: the number of ranks whose items Trainer has counted.
     """
     batches = window.batches
     if window.num_items is None:
@@ -136,12 +137,12 @@ def data_of(window: Window, ops: TrainerOps, items: Weighting, world: int) -> Da
 
 
 def _one(count: Any) -> Any:
-    """Return 1, or as a tensor not a number where nothing counts."""
+    """Return 1, or NaN as a tensor if the count is zero."""
     return wide(count) / wide(count) if isinstance(count, Tensor) else 1.0
 
 
 def check_cuttable(trainer: Trainer, method: str) -> None:
-    """Refuse to select examples where rows of a batch are not examples.
+    """Refuse to select examples if the rows of a batch are not examples.
 
     Raises:
         NotImplementedError: the Trainer class computes its own loss, or the collator packs rows.
@@ -167,7 +168,7 @@ def check_cuttable(trainer: Trainer, method: str) -> None:
 
 
 def check_drawable(loader: Any, method: str) -> None:
-    """Refuse to draw training examples where there is nothing to draw from.
+    """Refuse to draw training examples if the data cannot be drawn from.
 
     Raises:
         ValueError: the training data has no length, or its items are whole batches.
@@ -188,13 +189,13 @@ def draw(trainer: Any, engine: Any, n: int, generator: torch.Generator) -> list[
     """Draw n training examples, equally on all ranks, as batches of one.
 
     Returns:
-        The share that this rank looks at, as the engine says.
+        The examples that the engine assigns to this rank.
     """
     loader = trainer.callback_handler.train_dataloader
     data = loader.dataset
     chosen = torch.randint(len(data), (n,), generator=generator).tolist()
     makers = (SimpleNamespace(collate=loader.collate_fn), trainer.data_collator, data)
-    # Their own generators and counters serve the updates' batches.
+    # Their generators and counters belong to the updates' batches, so drawing must not move them.
     stores = [Records(maker, settled=True) for maker in makers if hasattr(maker, "__dict__")]
     with Replay(stores).no_trace():
         batches = [loader.collate_fn([data[i]]) for i in engine.mine(chosen)]

@@ -21,26 +21,29 @@ from .update import Context, Progress, Update
 
 
 class Landscape(Context):
-    """The loss of one update's data as a function of the weights, asked where the weights stand.
+    """The loss of one update's data as a function of the weights, evaluated where they stand now.
 
     `gradient()` is one pass: forward and backward over all micro-batches. `with at.perturbed(eps):`
-    moves the weights, and the same question is then answered at `w + eps`; leaving the block
-    restores them bit for bit. Every pass after the first replays its random numbers, and leaves
-    random generators and whatever else the engine replays as they were.
+    moves the weights, so that `gradient()` inside the block is the gradient at `w + eps`; leaving
+    the block restores the weights bit for bit. Every pass after the first uses the same random
+    numbers as the first, and leaves the random generators, and all other state that the engine
+    replays, as it found them.
 
     Args:
         params: the P trainable parameters.
-        batches: the micro-batches of the update, each whatever `backward` takes.
-        backward: see `Backward`.
+        batches: the micro-batches of the update, in any form that `backward` accepts.
+        backward: the function that runs forward and backward of one batch; see `Backward`.
         progress: where in the run this update stands.
-        seed: with the step, decides every random choice of the update, equally on all processes.
+        seed: together with the step, it determines every random choice of the update, equally on
+            all processes.
         names: the parameters' names.
-        per_example: returns a batch's losses of shape (B,) without a graph; only for the perturbed
-            point of methods that select examples.
-        sample: draws n training examples, one batch each, for methods that look at data beyond the
-            update's.
-        where: which parameters may be perturbed; by default all.
-        on_phase: told "ascent", "perturb", "descent", "restore" as each begins.
+        per_example: a function that returns a batch's losses of shape (B,) without a graph. Only
+            methods that select examples call it, at the perturbed weights.
+        sample: a function that draws n training examples, one batch each. Only methods that look
+            at data beyond the update's call it.
+        where: mask of the parameters that may be perturbed; by default all of them.
+        on_phase: a function that is called with "ascent", "perturb", "descent" and "restore" as
+            each of these phases begins.
 
     Example:
         >>> w = torch.nn.Parameter(torch.tensor([1.0, 1.0]))
@@ -87,7 +90,7 @@ class Landscape(Context):
 
     @classmethod
     def of(cls, update: Update, data: Data) -> Landscape:
-        """Return the loss of some data in an update whose machinery is given."""
+        """Return the Landscape of some data within an update that exists already."""
         self = cls.__new__(cls)
         self._over(update, data)
         return self
@@ -97,36 +100,37 @@ class Landscape(Context):
         self._peeked: Vector | None = None
         self._losses: list[Tensor] = []
 
-    # -- asking ---------------------------------------------------------------------------------
-
     def gradient(self, *, with_losses: bool = False) -> Vector:
         """Return the gradient where the weights stand now: one pass over all micro-batches.
 
-        A parameter that had no gradient in the update's first whole pass has none (`None`) in any
-        later one.
+        A parameter that had no gradient in the update's first whole pass has the entry `None` in
+        every later one.
 
         Args:
-            with_losses: leave the per-example losses, a tensor (B,) per micro-batch, in `losses`.
+            with_losses: whether to leave the per-example losses, a tensor (B,) per micro-batch, in
+                `losses`.
         """
         return self._pass(self.data, with_losses=with_losses)
 
     def ascent(
         self, method: Ascending, *, only: Sequence[bool] | None = None, with_losses: bool = False
     ) -> Vector:
-        """Return the gradient that a method perturbs along, of the parameters it may perturb.
+        """Return the gradient along which a method perturbs, of the parameters it may perturb.
 
-        It looks at the share of the examples that the method asks for. If the method uses it for
-        nothing but the perturbation (`needs_here` is false), no other gradient is computed, and
-        each process may keep its own. If the method needs more, the result has the entries of all
-        parameters, and `perturbable(here)` are those to perturb along.
+        The pass looks at the share of the examples that the method asks for. If the method uses
+        the gradient for nothing but the perturbation (`needs_here` is false), the gradients of
+        other parameters are not computed, and each process may keep its own gradient. Otherwise
+        the result has the entries of all parameters, and `perturbable(here)` selects those to
+        perturb along.
 
         Args:
-            method: the method that asks.
-            only: a narrower choice of parameters to perturb.
+            method: the method that perturbs.
+            only: a mask that narrows the choice of parameters to perturb.
             with_losses: as in `gradient`.
         """
         fraction, may = method.ascent_fraction, self.update.perturbable
         chosen = may if only is None else Selection(map(all, zip(may, only, strict=True)))
+        # A backward for some parameters is left out where it would save nothing.
         here = self._pass(
             self.data if fraction == 1.0 else self.data.beginnings(fraction),
             only=None if method.needs_here or chosen.everything else chosen,
@@ -134,17 +138,18 @@ class Landscape(Context):
             with_losses=with_losses,
         )
         along = here.on(chosen)
+        # The first ascent of an update is the one that is logged.
         self.readings.setdefault("ascent_grad_norm", along.norm())
         return here if method.needs_here else along
 
     def perturbable(self, here: Vector) -> Vector:
-        """Return the gradient (same storage) of the parameters that may be perturbed."""
+        """Return the entries, in the same storage, of the parameters that may be perturbed."""
         return here.on(self.update.perturbable)
 
     def losses_here(self) -> list[Tensor]:
-        """Return the per-example losses where the weights stand: (B,) per micro-batch.
+        """Return the per-example losses where the weights stand now, (B,) per micro-batch.
 
-        This is a forward without a graph.
+        This runs a forward pass without a graph.
         """
         if self.update.per_example is None:
             raise ValueError(
@@ -156,7 +161,7 @@ class Landscape(Context):
             return [self.update.per_example(batch) for batch in self.data.batches]
 
     def peek(self) -> Vector:
-        """Return the gradient at w for a look: the next pass at w hands over the same vector."""
+        """Return the gradient at w without using it up: the next pass at w returns it again."""
         if self._peeked is None:
             self._peeked = self.gradient()
         return self._peeked
@@ -169,7 +174,8 @@ class Landscape(Context):
         to_perturb: bool = False,
         with_losses: bool = False,
     ) -> Vector:
-        """Run one pass, or hand over the gradient that `peek` has looked at."""
+        """Run one pass, or return the gradient that `peek` has computed."""
+        # It is the gradient at w of all examples, so it answers no other question.
         same = data is self.data and not with_losses and not self.update.readings.standing
         if self._peeked is not None and same:
             here, self._peeked = self._peeked, None
@@ -192,63 +198,57 @@ class Landscape(Context):
         """Return the update with `None` where the first pass had no gradient."""
         return on_present(self.update, update)
 
-    # -- what was found -------------------------------------------------------------------------
-
     @property
     def losses(self) -> list[Tensor]:
-        """The per-example losses of the last pass, (B,) per micro-batch, where they were wanted."""
+        """The per-example losses of the last pass, (B,) per micro-batch, if they were wanted."""
         return self._losses
 
     def mean_loss(self) -> Tensor:
         """Return the loss of the first pass, averaged over processes, as a `()` tensor."""
         assert self.loss is not None, "the loss is known after the first pass"
-        loss = self.loss.clone()
+        loss = self.loss.clone()  # the average is taken in place, and the reading stays local
         self.update.engine.average_([loss])
         return loss
 
     def skip(self, skipped: Tensor) -> None:
-        """Note (a `()` bool tensor) that a direction had no length to perturb along."""
+        """Record whether a perturbation was skipped, as a `()` bool tensor on the device."""
         self.update.readings.skip(skipped)
 
-    # -- other data -----------------------------------------------------------------------------
-
     def select(self, positions: Sequence[Tensor]) -> Landscape:
-        """Return the loss of chosen examples, for a later pass of this update.
-
-        Args:
-            positions: of the chosen examples, (K,) per micro-batch.
-        """
+        """Return the Landscape of the examples at (K,) positions per micro-batch."""
         return Landscape.of(self.update, self.data.select(positions))
 
     def groups(
         self, count: int | None, *, descent_only: bool = False
     ) -> Iterator[tuple[Any, Landscape]]:
-        """Yield (share, Landscape) of contiguous groups of the examples.
+        """Yield a pair (share, Landscape) for each of several contiguous groups of the examples.
 
-        Each is an update's loss in its own right, with its first pass and its own replay.
-        Afterwards the readings here are the means of theirs.
+        Each group is treated as an update of its own, with its own first pass and its own replay.
+        When all groups are done, the readings of this Landscape become the means of theirs.
 
         Args:
-            count: how many groups; None makes a group of every micro-batch.
-            descent_only: only the last gradient of a group matters, and the caller averages the sum
-                over processes by `average_`; otherwise each pass of a group is averaged by itself.
+            count: the number of groups; None makes a group of every micro-batch.
+            descent_only: whether only the last gradient of a group matters. The caller then
+                averages the sum of these gradients over processes by `average_`. Otherwise every
+                pass of a group is averaged by itself.
         """
         groups = self.data.groups(count)
         shares = self.update.engine.agreed([group.share for group in groups])
         who = Averaging.BY_CALLER if descent_only else Averaging.AFTER_PASS
         done = []
         for share, group in zip(shares, groups, strict=True):
+            # Dividing by the share makes the group's loss a mean, as that of a whole update is.
             at = Landscape.of(self.update.for_group(who), group.over(share))
             done.append((share, at.update.readings))
             yield share, at
         self.update.readings.take_over(done)
 
     def average_(self, vector: Vector) -> Vector:
-        """Return the mean of a vector over processes, in its storage, which is consumed."""
+        """Return the mean of a vector over processes. It consumes the vector's storage."""
         return average_(self.update, vector)
 
     def sample(self, n: int) -> list[Any]:
-        """Draw n training examples as a list of batches, by this update's generator."""
+        """Draw n training examples with this update's generator, as a list of batches."""
         if self.update.sample is None:
             raise ValueError(
                 "this Landscape was built without `sample`: pass a function (n, generator) -> "
@@ -257,9 +257,10 @@ class Landscape(Context):
         return self.update.sample(n, self.generator)
 
     def example_gradients(self, n: int) -> Iterator[Vector]:
-        """Yield the gradients of n drawn training examples at w, one by one, leaving no trace.
+        """Yield the gradients at w of n drawn training examples, one at a time.
 
-        Each process yields those of its share of the examples.
+        Each process yields the gradients of its share of the examples. Random generators, and all
+        other state that the engine replays, are afterwards as they were before.
         """
         engine = self.update.engine
         with engine.replay.no_trace():
@@ -268,15 +269,13 @@ class Landscape(Context):
                     self.update.backward(batch, 1.0)
                 yield Vector(engine.take_grads(self.params), engine.placement)
 
-    # -- perturbing -----------------------------------------------------------------------------
-
     @contextmanager
     def perturbed(self, eps: Vector) -> Iterator[None]:
-        """Let `w + eps` stand in the parameters inside the block, and exactly `w` after it.
+        """Set the parameters to `w + eps` inside the block, and back to exactly `w` after it.
 
-        The storage of `eps` is consumed: it becomes the snapshot. A zero or non-finite `eps` is not
-        applied; the block runs all the same, so that nothing depends on a value that only the
-        device knows.
+        The storage of `eps` is consumed, because it becomes the snapshot of the weights. An `eps`
+        that is zero or not finite is not applied. The block runs all the same, so that the host
+        never has to wait for a value that only the device knows.
         """
         update = self.update
         update.announce("perturb")
@@ -285,6 +284,7 @@ class Landscape(Context):
         held = update.engine.held(update.params)
         update.engine.watch(held, eps)
         supports = eps.supports if isinstance(eps, Masked) else None
+        # A pending factor is applied while the weights move, which saves a walk over eps.
         entries, factor = eps.hand_over_unscaled()
         perturbation = Perturbation(held, entries, ok, supports, factor)
         standing = update.readings.standing
@@ -295,4 +295,5 @@ class Landscape(Context):
             finally:
                 standing.pop()
                 update.announce("restore")
+        # Only now is the inner product known: it was measured while the weights returned.
         update.readings.of_return(perturbation, update.engine.placement)

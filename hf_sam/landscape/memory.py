@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Parameters that share memory: a weight that several of them hold is one weight."""
+"""Parameters that share memory: a weight that several parameters hold is one weight."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ Entries = Sequence[Tensor | None]
 
 @dataclass(frozen=True)
 class Block:
-    """A run of memory that several parameters share, or that one of them holds several times over.
+    """A run of memory in which a weight belongs to several parameters, or several times to one.
 
     Attributes:
-        members: places of the parameters.
+        members: the indices of the parameters that lie in the run.
         weights: all weights of the run, (N,).
-        views: per member, size, stride and offset in the run.
+        views: for each member, its size, its stride and its offset in the run.
     """
 
     members: list[int]
@@ -28,7 +28,7 @@ class Block:
     views: list[tuple[torch.Size, tuple[int, ...], int]]
 
     def gathered(self, entries: Entries) -> Tensor | None:
-        """Return what the members' entries put on each weight together, (N,); None without any."""
+        """Return the sum of the members' entries for each weight, (N,), or None without any."""
         present: list[Any] = [
             (entries[i], view)
             for i, view in zip(self.members, self.views, strict=True)
@@ -39,6 +39,7 @@ class Block:
         total = torch.zeros_like(self.weights, dtype=present[0][0].dtype)
         for entry, (size, stride, offset) in present:
             mine = total.as_strided(size, stride, offset)
+            # `add_` on a view that repeats a weight would keep one of the addends only.
             if _repeats(mine):
                 places = torch.arange(len(total), device=total.device)
                 places = places.as_strided(size, stride, offset)
@@ -51,15 +52,16 @@ class Block:
 class Memory:
     """The weights of some parameters, each of them once.
 
-    Where parameters share memory, the first of them stands for all of it, as a flat tensor, and the
-    others have no entry. A weight that several parameters hold then moves by the sum of what is
-    wanted of each of them, as the chain rule has it.
+    Where parameters share memory, the first of them represents all of it, as a flat tensor, and the
+    others have no entry. By the chain rule, a weight that several parameters hold moves by the sum
+    of their entries for it.
 
     Args:
         params: the parameters, or the rows of them that a process holds.
 
     Attributes:
-        weights: per parameter, its weights; of a shared block, all of them in the first's place.
+        weights: the weights of each parameter. For a shared block, all of its weights are in the
+            place of its first parameter.
 
     Example:
         >>> w = torch.zeros(3)
@@ -75,20 +77,20 @@ class Memory:
             self.weights[block.members[0]] = block.weights
 
     def gathered(self, entries: Entries) -> Entries:
-        """Return entries for `weights` from entries for the parameters."""
+        """Return the entries that belong to `weights`, given the entries of the parameters."""
         if not self._blocks:
             return entries
-        found = list(entries)
+        once = list(entries)
         for block in self._blocks:
             total = block.gathered(entries)
             for i in block.members:
-                found[i] = None
-            found[block.members[0]] = total
-        return found
+                once[i] = None
+            once[block.members[0]] = total
+        return once
 
     @property
     def shared(self) -> set[int]:
-        """Places of the parameters that share memory."""
+        """The indices of the parameters that share memory."""
         return {i for block in self._blocks for i in block.members}
 
 
@@ -96,6 +98,7 @@ def _blocks(params: Sequence[Tensor]) -> Iterator[Block]:
     """Yield the runs of memory in which a weight belongs to a parameter more than once."""
     storages: dict[tuple[int, torch.dtype], list[int]] = {}
     for i, p in enumerate(params):
+        # The address of the storage object: meta tensors all have the data pointer 0.
         storages.setdefault((p.untyped_storage()._cdata, p.dtype), []).append(i)
     for members in storages.values():
         if len(members) > 1 or _repeats(params[members[0]]):
@@ -103,7 +106,7 @@ def _blocks(params: Sequence[Tensor]) -> Iterator[Block]:
 
 
 def _overlapping(params: Sequence[Tensor], members: list[int]) -> Iterator[Block]:
-    """Yield the runs in one storage: those that overlap come together."""
+    """Yield the runs of one storage; parameters that overlap are in the same run."""
     run: list[int] = []
     end = 0
     for i in sorted(members, key=lambda i: params[i].storage_offset()):
@@ -135,7 +138,7 @@ def _start(param: Tensor) -> int:
 
 
 def _end(param: Tensor) -> int:
-    """Return the place in the storage behind a parameter's last element."""
+    """Return the position in the storage after a parameter's last element."""
     last = sum((n - 1) * step for n, step in zip(param.shape, param.stride(), strict=True))
     return _start(param) + last + 1
 
@@ -144,7 +147,7 @@ def _repeats(param: Tensor) -> bool:
     """Return whether a weight may belong to several of a parameter's elements."""
     if param.is_contiguous():
         return False
-    end = 0  # of what the dimensions of smaller steps cover
+    end = 0  # the last offset that the dimensions with smaller strides reach
     for step, n in sorted(zip(param.stride(), param.shape, strict=True)):
         if n > 1 and step <= end:
             return True

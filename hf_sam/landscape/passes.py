@@ -26,16 +26,17 @@ def run_pass(
 
     Args:
         update: the update that the pass belongs to.
-        data: what it looks at.
-        whole: whether that is all of the update's data.
-        only: compute the gradient of these parameters alone, and save the work of the others.
-        to_perturb: the gradient only serves to perturb, so it may stay this process's own.
-        losses: where to put the per-example losses, (B,) per micro-batch, if they are wanted.
+        data: the data of the pass.
+        whole: whether this is all of the update's data.
+        only: mask of the parameters whose gradient is computed, which saves the work of the others.
+        to_perturb: whether the gradient is used for nothing but a perturbation, so that it may stay
+            this process's own.
+        losses: a list that receives the per-example losses, (B,) per micro-batch, if wanted.
     """
     engine, readings = update.engine, update.readings
     who = engine.averaging(update.averaging, to_perturb=to_perturb, partial=only is not None)
     for param in update.params:
-        param.grad = None  # what an earlier update left there is no part of this gradient
+        param.grad = None  # a gradient that an earlier update left is no part of this one
     with update.replay(), engine.passes(update.params, only):
         loss = _backward(update, data, who, losses)
         gradient = Vector(engine.take_grads(update.params), engine.placement)
@@ -43,6 +44,7 @@ def run_pass(
     gradient = gradient if only is None else gradient.on(only)
     if who is Averaging.AFTER_PASS:
         gradient = average_(update, gradient)
+    # Only a whole, averaged gradient shows which parameters have one, equally on all processes.
     if readings.present is None and only is None and whole and who is not Averaging.NEVER:
         readings.present = gradient.selection
     gradient = on_present(update, gradient)
@@ -56,13 +58,13 @@ def _backward(update: Update, data: Data, who: Averaging, losses: list[Tensor] |
     flag = {} if losses is None else {"with_losses": True}
     together = who is Averaging.IN_BACKWARD
     for i, (batch, share) in enumerate(zip(data.batches, data.weights, strict=True)):
-        # Processes talk in the last backward only: by then each has added up its own gradients.
+        # Processes communicate in the last backward only, when each has added up its gradients.
         talk = together and i == len(data.batches) - 1
         with nullcontext() if talk else update.engine.no_sync(own=not together):
             loss = update.backward(batch, share, **flag)
         if losses is not None:
-            loss, found = loss
-            losses.append(found)
+            loss, singles = loss
+            losses.append(singles)
         total = loss if total is None else total + loss
     assert total is not None, "data without a batch have no loss"
     return total
@@ -75,9 +77,9 @@ def on_present(update: Update, vector: Vector) -> Vector:
 
 
 def average_(update: Update, vector: Vector) -> Vector:
-    """Return the mean of a vector over processes, in its storage, which is consumed.
+    """Return the mean of a vector over processes. It consumes the vector's storage.
 
-    An entry that is missing on some of the processes counts as zero there.
+    An entry that is missing on some of the processes counts as zero on them.
     """
     means = update.engine.average_gradients_(update.params, vector.hand_over())
     return Vector(means, update.engine.placement)

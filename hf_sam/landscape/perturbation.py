@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Stepping aside in weight space and coming back bit for bit."""
+"""A step in weight space that is undone bit for bit."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from .memory import Memory
 from .sparse import Inside, Support
 
 PARTS = 5
-"""Groups at least in which a sparse perturbation is entered; its scratch is three of them."""
+"""Least number of groups in which sparse weights are moved; the scratch is three groups large."""
 
 
 def refuse_complex(params: Sequence[Tensor], names: Sequence[str] | None = None) -> None:
     """Refuse parameters of complex numbers.
 
     Raises:
-        NotImplementedError: names the first of them.
+        NotImplementedError: a parameter is complex; the message names the first one.
     """
     for i, param in enumerate(params):
         if param.is_complex():
@@ -37,19 +37,19 @@ def refuse_complex(params: Sequence[Tensor], names: Sequence[str] | None = None)
 
 
 class Perturbation:
-    """A context in which `w + factor * eps` stands in the parameters; leaving it restores `w`
-    bitwise, whatever happened.
+    """A context in which the parameters are `w + factor * eps`; leaving it restores `w` bitwise.
 
-    The tensors of `eps` are consumed: each becomes the snapshot of its parameter, so that stepping
-    aside needs no storage beyond `eps` itself. Only where `eps` is of another type than the weights
-    the snapshot is a copy. A tensor with a support is exchanged for a snapshot of the elements
-    inside it, and no other element moves. Where `ok` (a `()` bool tensor) is false the parameters
-    stay as they are; this needs no host synchronisation. Parameters with a `None` entry are never
-    touched. Parameters may share memory: see `Memory`.
+    The weights are restored after an exception, too. The tensors of `eps` are consumed: each
+    becomes the snapshot of its parameter, so that a perturbation needs no storage beyond `eps`
+    itself. Only where the dtype of `eps` differs from that of the weights is the snapshot a copy.
+    A tensor with a support is exchanged for a snapshot of the elements inside it, and no other
+    element moves. If `ok` (a `()` bool tensor) is false, the parameters stay as they are; this
+    needs no host synchronisation. Parameters with a `None` entry are never touched. Parameters may
+    share memory: see `Memory`.
 
     Attributes:
-        along: a vector whose inner product with the step is measured on the way back, when all
-            weights pass through the processor's cache anyway.
+        along: a vector whose inner product with the step is measured while the weights return,
+            because all of them pass through the processor's cache then.
     """
 
     def __init__(
@@ -70,14 +70,15 @@ class Perturbation:
 
     @property
     def displacement_dot(self) -> Numbers:
-        """Per parameter the `()` inner product of the step taken (as rounded) with `along`'s entry,
-        once the context is left.
+        """The `()` inner product, for each parameter, of the step taken with the entry of `along`.
+
+        The step is the one that rounding left. The numbers are known once the context is left.
         """
         return self._sums.numbers
 
     @property
     def displacement_dots(self) -> Sums:
-        """The summands of it."""
+        """The summands of `displacement_dot`, before they are added up."""
         return self._sums
 
     @torch.no_grad()
@@ -86,33 +87,33 @@ class Perturbation:
             self._memory = Memory(self._params)
             given, self._eps = self._eps, []
             eps = list(self._memory.gathered(given))
-            given.clear()  # whoever passed it may hold it longer than it is needed
+            given.clear()  # the caller may hold the list, and so the tensors, longer than needed
             inside = self._supported(eps)
             whole = [None if i in inside else e for i, e in enumerate(eps)]
-            if not self._eager:
+            if not self._eager:  # one kernel for all tensors of a kind
                 for places in by_kind(whole):
                     self._scale_([whole[i] for i in places])
             scratch = Scratch()
             for group in sweep(self._memory.weights, whole):
                 self._enter(group, scratch)
-            del scratch
+            del scratch  # its memory is free before the sparse part allocates its own
             self._enter_inside(eps, inside)
-        except BaseException:
+        except BaseException:  # a failed `__enter__` gets no `__exit__` from Python
             self.__exit__(None, None, None)
             raise
         return self
 
     def _supported(self, eps: Entries) -> dict[int, Support]:
-        """Return the supports by place: of tensors that are present, and share no memory."""
-        found = enumerate(self._supports or [None] * len(eps))
+        """Return the supports, by index, of the entries that are present and share no memory."""
+        supports = enumerate(self._supports or [None] * len(eps))
         return {
             i: s
-            for i, s in found
+            for i, s in supports
             if s is not None and eps[i] is not None and i not in self._memory.shared
         }
 
     def _scale_(self, eps: list[Any]) -> None:
-        """Multiply by the factor, and by zero unless `ok`."""
+        """Multiply `eps` by the factor, and set it to zero unless `ok` is true."""
         if not isinstance(self._factor, float) or self._factor != 1.0:
             torch._foreach_mul_(eps, number(self._factor, eps[0]))
         self._gate.pass_(eps)
@@ -120,26 +121,29 @@ class Perturbation:
     def _enter(self, group: Group, scratch: Scratch) -> None:
         weights, eps = group.pieces
         if self._eager:
-            self._scale_(eps)  # what is in the cache now
+            self._scale_(eps)  # while this slice is in the cache
+        # The sum is taken before eps is overwritten: its storage becomes the snapshot of w.
         if eps[0].dtype == weights[0].dtype:
             moved = scratch("add", eps, weights)
             torch._foreach_copy_(eps, weights)
-        else:  # it could not hold the weights
+        else:  # the storage of eps could not hold the weights exactly
             moved = list(torch._foreach_add(eps, weights))
             group.pieces[1] = cloned(weights)
+        # Saved before the weights move, so that an exception in the copy can be undone.
         self._saved.append((group, None))
         torch._foreach_copy_(weights, moved)
 
     def _enter_inside(self, eps: list[Tensor | None], supports: dict[int, Support]) -> None:
         sparse = [e if i in supports else None for i, e in enumerate(eps)]
         masks = [supports[i].mask if i in supports else None for i in range(len(eps))]
-        eps.clear()  # each goes as soon as its weights have been saved
+        eps.clear()  # each tensor is freed as soon as its weights have been saved
         for group in sweep(self._memory.weights, masks, sparse, parts=PARTS):
             steps = group.pieces.pop()
             inside = Inside(group, [supports[i].count for i in group.places])
             self._saved.append((group, inside))
             inside.step(steps, self._scale_)
             del steps
+            # A tensor that was taken whole is done; a slice leaves the rest of its tensor to come.
             for i, start in zip(group.places, group.starts, strict=True):
                 sparse[i] = sparse[i] if start is not None else None
 
@@ -151,10 +155,10 @@ class Perturbation:
         trace: TracebackType | None,
     ) -> None:
         try:
-            # Whoever stepped along that vector has consumed it.
+            # A method that has perturbed along that vector has consumed it.
             known = error is None and self.along is not None and not self.along.handed_over
             self._return(self._memory.gathered(self.along or []) if known else None)
-        except BaseException:  # the weights come back, whatever kept them from being measured
+        except BaseException:  # the weights return even if the measurement fails
             self._sums = Sums(len(self._params))
             self._return(None)
             raise
@@ -162,7 +166,7 @@ class Perturbation:
             self._saved = []
 
     def _return(self, along: Entries | None) -> None:
-        """Put the snapshot back, what was moved last first; may be done twice."""
+        """Restore the snapshot in reverse order of the moves; a second call changes nothing."""
         weights, snapshots, scratch = list[Tensor](), list[Tensor](), Scratch()
         for group, inside in reversed(self._saved):
             if along is not None:
@@ -172,7 +176,7 @@ class Perturbation:
                 continue
             weights += group.pieces[0]
             snapshots += group.pieces[1]
-            if self._eager:  # what is in the cache now
+            if self._eager:  # while this slice is in the cache
                 torch._foreach_copy_(weights, snapshots)
                 weights, snapshots = [], []
         for places in by_kind(weights):
@@ -181,13 +185,13 @@ class Perturbation:
     def _measure(
         self, group: Group, inside: Inside | None, along: Entries, scratch: Scratch
     ) -> None:
-        """Note the group's part of the inner product."""
+        """Add the group's part of the inner product to the sums."""
         if not group.places:
             return
         there = group.pieces[0]
         if inside is None:
             step = scratch("sub", there, group.pieces[1])
-        else:
+        else:  # a sparse snapshot cannot be subtracted, so the weights return first
             step = scratch("mul", there, 1.0)
             inside.restore()
             torch._foreach_sub_(step, there)

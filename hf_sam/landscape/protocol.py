@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a Landscape asks of a method, of batches and their backward, and of an engine.
+"""The protocols between a Landscape and its method, its batches, their backward, and its engine.
 
-The mathematics owns this contract, and `hf_sam.engine` implements it for several processes, so that
-nothing in `landscape`, `parts` or `methods` knows of a process group.
+The mathematics owns these protocols and `hf_sam.engine` implements them for several processes, so
+that nothing in `landscape`, `parts` or `methods` knows of a process group.
 """
 
 from __future__ import annotations
@@ -22,23 +22,23 @@ from .replay import RandomStates, Replay
 class Backward(Protocol):
     """Forward and backward of one batch: adds `share` times the gradient of its loss to `.grad`.
 
-    Returns `share` times the batch's loss, detached, of shape `()`. With `with_losses=True` it
-    returns the pair of that loss and the per-example losses, detached, of shape (B,), of the same
-    forward; the flag is passed only where it is true.
+    It returns `share` times the batch's loss, detached, of shape `()`. With `with_losses=True` it
+    returns a pair: that loss, and the per-example losses of the same forward, detached, of shape
+    (B,). The flag is passed only if it is true.
     """
 
     def __call__(self, batch: Any, share: Any = 1.0, **with_losses: bool) -> Any:
-        """Run forward and backward; see the class."""
+        """Run forward and backward, as the class describes."""
         ...
 
 
 class Ascending(Protocol):
-    """What `Landscape.ascent` wants to know of a method.
+    """The properties of a method that `Landscape.ascent` reads.
 
     Attributes:
-        local_ascent: whether its ascent gradient may stay each process's own.
-        needs_here: whether it uses the ascent gradient for more than the perturbation.
-        ascent_fraction: share of the examples that the ascent gradient looks at.
+        local_ascent: whether each process may keep an ascent gradient of its own.
+        needs_here: whether the method uses the ascent gradient for more than the perturbation.
+        ascent_fraction: the share of the examples on which the ascent gradient is computed.
     """
 
     @property
@@ -51,18 +51,18 @@ class Ascending(Protocol):
 
 
 class BatchOps(Protocol):
-    """How a Landscape counts, weighs and takes the examples of a batch."""
+    """The operations by which a Landscape counts, weighs and takes the examples of a batch."""
 
     def size(self, batch: Any) -> int:
         """Return the number of examples, B."""
         ...
 
     def denominator(self, batch: Any) -> Any:
-        """Return what the shares of its parts are computed from: labelled tokens, or examples."""
+        """Return the number that shares are computed from: of labelled tokens, or of examples."""
         ...
 
     def scale(self, part: Any, whole: Any) -> Any:
-        """Return the factor with which a part's loss stands for the whole's; 1 for a mean."""
+        """Return the factor that makes a part's loss estimate the whole's; 1 for a mean."""
         ...
 
     def loss_of(self, batch: Any, losses: Tensor) -> Tensor:
@@ -70,7 +70,7 @@ class BatchOps(Protocol):
         ...
 
     def take(self, batch: Any, index: Tensor | slice | None) -> Any:
-        """Return the batch of the examples at some positions, of all of them for None."""
+        """Return the batch of the examples at the given positions, or the whole batch for None."""
         ...
 
 
@@ -84,12 +84,12 @@ class Averaging(Enum):
 
 
 class Engine:
-    """The machinery around a Landscape: here one process that holds all parameters.
+    """The machinery around a Landscape. This base class is one process with all parameters.
 
     Attributes:
-        local_ascent: whether a gradient that only serves to perturb stays each process's own.
+        local_ascent: whether each process keeps a gradient of its own if it only perturbs with it.
         placement: how the parameters are spread over processes.
-        replay: what makes later passes of an update repeat the first one.
+        replay: the object that makes later passes of an update repeat the first one.
     """
 
     local_ascent: bool = False
@@ -100,7 +100,7 @@ class Engine:
 
     @classmethod
     def beside(cls, params: Sequence[Tensor]) -> Engine:
-        """Return the engine of a hand-written loop: it replays the generators of the devices."""
+        """Return the engine of a hand-written loop, which replays the devices' generators."""
         return cls(Replay([RandomStates({p.device for p in params})]))
 
     # -- gradients ------------------------------------------------------------------------------
@@ -109,31 +109,32 @@ class Engine:
         """Return who averages the gradient of a pass.
 
         Args:
-            wanted: what the Landscape's place in the update asks for.
-            to_perturb: the gradient serves for nothing but a perturbation.
-            partial: it is computed for some parameters only, which a backward that communicates
-                cannot do.
+            wanted: the kind of averaging that the Landscape asks for.
+            to_perturb: whether the gradient is used for nothing but a perturbation.
+            partial: whether the gradient is computed for some parameters only. A backward that
+                communicates cannot do this, so the gradient is averaged after the pass.
         """
         if to_perturb and self.local_ascent:
             return Averaging.NEVER
+        # The caller averages the descent gradients; an ascent gradient is needed before that.
         if wanted is Averaging.BY_CALLER:
             return Averaging.AFTER_PASS if to_perturb else wanted
         return Averaging.AFTER_PASS if partial else wanted
 
     def no_sync(self, own: bool = False) -> AbstractContextManager[None]:
-        """Surround a pass whose gradient is not averaged over processes yet (`own`: never)."""
+        """Surround a pass whose gradient is not averaged yet, or never if `own` is true."""
         return nullcontext()
 
     def passes(
         self, params: Sequence[Tensor], only: Sequence[bool] | None = None
     ) -> AbstractContextManager[None]:
-        """Surround the passes of one gradient, which may be needed of some parameters only."""
+        """Surround the passes of one gradient; `only` selects the parameters that need it."""
         return nullcontext()
 
     def take_grads(self, params: Sequence[Tensor]) -> list[Tensor | None]:
-        """Take ownership of the rows of the gradients that this process holds, unscaled.
+        """Take the unscaled rows of the gradients that this process holds out of `.grad`.
 
-        Every `.grad` is `None` afterwards.
+        Every `.grad` is `None` afterwards, so that the next backward cannot write into them.
         """
         grads = [None if p.grad is None else self.local(p.grad) for p in params]
         for p in params:
@@ -141,11 +142,11 @@ class Engine:
         return grads
 
     def give(self, params: Sequence[Tensor], update: Sequence[Tensor | None]) -> Tensor | None:
-        """Hand the update, whose storage is consumed, to the optimizer.
+        """Hand the update to the optimizer. It consumes the update's storage.
 
         Returns:
-            A `()` bool tensor, equal on all processes, that says whether loss scaling will skip
-            this update; None without loss scaling.
+            A `()` bool tensor, equal on all processes, which is true if loss scaling will skip this
+            update; None without loss scaling.
         """
         for param, entry in zip(params, update, strict=True):
             param.grad = None if entry is None else self.like(param, entry)
@@ -155,15 +156,15 @@ class Engine:
         """Replace each tensor by its mean over processes, in place."""
 
     def agreed(self, shares: list[Any]) -> list[Any]:
-        """Return the shares of groups that processes perturb together: their means."""
+        """Return the shares of groups that processes perturb together: the means over processes."""
         return shares
 
     def average_gradients_(
         self, params: Sequence[Tensor], grads: list[Tensor | None]
     ) -> list[Tensor | None]:
-        """Return the means over processes, in the same storage.
+        """Return the means of the gradients over processes, in the same storage.
 
-        An entry is None where every process has None.
+        An entry is None if it is None on every process.
         """
         return grads
 
@@ -172,7 +173,7 @@ class Engine:
     def held(self, params: Sequence[Tensor]) -> list[Tensor]:
         """Return the rows of the weights that this process holds, in their own storage.
 
-        They may be the parameters themselves: whoever computes with them does so under `no_grad`.
+        They may be the parameters themselves, so callers compute with them under `no_grad`.
         """
         with torch.no_grad():
             return [self.local(p) for p in params]
@@ -190,7 +191,7 @@ class Engine:
         return whole
 
     def watch(self, held: Sequence[Tensor], eps: Sequence[Tensor | None]) -> None:
-        """Look at a perturbation that is about to be applied."""
+        """Inspect a perturbation that is about to be applied; the base class ignores it."""
 
     def moving(self) -> AbstractContextManager[None]:
         """Surround everything from before the weights move until after they have returned."""

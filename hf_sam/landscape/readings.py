@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the passes of one update find on their way: the clean loss, and values for the log."""
+"""The values that the passes of one update yield beside gradients: clean loss and log values."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from .perturbation import Perturbation
 
 
 class Standing(NamedTuple):
-    """A perturbation that stands in the weights now.
+    """A perturbation that is applied to the weights now.
 
     Attributes:
-        perturbation: what will restore the weights.
-        length: its L2 norm, `()`; zero where it was not applied.
+        perturbation: the context that will restore the weights.
+        length: its L2 norm, `()`; zero if it was not applied.
     """
 
     perturbation: Perturbation
@@ -26,13 +26,13 @@ class Standing(NamedTuple):
 
 
 class Readings:
-    """What the passes of one update have found so far.
+    """The values that the passes of one update have read so far.
 
     Attributes:
-        loss: the clean loss, `()`: that of the first pass. None before it.
+        loss: the clean loss, `()`, which is the loss of the first pass; None before it.
         present: the parameters that had a gradient in the first pass over all examples.
         values: `()` tensors for the log, by name.
-        standing: the perturbations that stand in the weights now, the outermost first.
+        standing: the perturbations that are applied to the weights now, the outermost first.
     """
 
     def __init__(self) -> None:
@@ -43,11 +43,11 @@ class Readings:
         self._comparable = True
 
     def of_pass(self, loss: Tensor, gradient: Vector, *, whole: bool, cosine: bool) -> None:
-        """Read the clean loss from the first pass, the others from the first perturbed one.
+        """Read the clean loss from the first pass, and log values from the first perturbed one.
 
         Args:
-            loss: the pass's, `()`.
-            gradient: what it found.
+            loss: the loss of the pass, `()`.
+            gradient: the gradient of the pass.
             whole: whether the pass looked at all examples, so that its loss may be compared.
             cosine: whether the inner product of step and gradient is wanted.
         """
@@ -56,14 +56,14 @@ class Readings:
         elif len(self.standing) == 1 and "perturbation_norm" not in self.values:
             perturbation, length = self.standing[0]
             self.values["perturbation_norm"] = length
-            if self._comparable:
+            if self._comparable:  # a clean loss of part of the batch cannot be subtracted
                 self.values.setdefault("sharpness", loss - self.loss)
             if cosine:
-                # Measured on the way back, when all weights pass through the cache anyway.
+                # The product is measured as the weights return and pass through the cache anyway.
                 perturbation.along = gradient
 
     def of_return(self, perturbation: Perturbation, placement: Placement) -> None:
-        """Read the cosine of the step that was taken and the gradient that was found there."""
+        """Read the cosine between the step that was taken and the gradient there."""
         if perturbation.along is None or perturbation.along.handed_over:
             return
         along = placement.total(perturbation.displacement_dots)
@@ -72,15 +72,16 @@ class Readings:
         self.values["grad_cosine"] = torch.where(lengths > 0, along / lengths, none)
 
     def skip(self, skipped: Tensor) -> None:
-        """Note (a `()` bool tensor) that a direction had no length to perturb along."""
+        """Record whether a perturbation was skipped, as a `()` bool tensor on the device."""
         before = self.values.get("skipped")
         self.values["skipped"] = skipped if before is None else before | skipped
 
     def take_over(self, groups: Sequence[tuple[Any, Readings]]) -> None:
-        """Take over what groups of the examples have found, given with their shares."""
+        """Set the readings to the means of those of groups, which are given with their shares."""
         losses = [(share, group.loss) for share, group in groups if group.loss is not None]
         self.loss = sum((share * loss).to(loss) for share, loss in losses)
         whole = sum(share for share, _ in groups)
+        # A skip of any group counts, so it is no mean; a schedule within may leave groups out.
         for name in {name for _, group in groups for name in group.values} - {"skipped"}:
             read = [(share, g.values[name]) for share, g in groups if name in g.values]
             self.values[name] = sum(share / whole * value for share, value in read)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The same random numbers, and the same of all else that moves, in every pass of an update."""
+"""The same random numbers, and the same buffers and records, in every pass of an update."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ Restore = Callable[[], None]
 
 
 class Store(Protocol):
-    """Something that a pass moves: random generators, buffers of a model, records of a trainer."""
+    """State that a pass changes: random generators, buffers of a model, records of a trainer."""
 
     def remember(self) -> Restore:
-        """Return a function that makes it what it is now, as often as it is called."""
+        """Return a function that restores the present state; it can be called several times."""
         ...
 
 
@@ -27,14 +27,14 @@ class RandomStates:
     """The states of Python's, numpy's and torch's generators.
 
     Args:
-        devices: whose generators belong to it, beside the CPU's.
+        devices: the devices whose generators are included beside the CPU's.
     """
 
     def __init__(self, devices: Iterable[torch.device] = ()) -> None:
         self._devices = [device for device in devices if device.type not in ("cpu", "meta")]
 
     def remember(self) -> Restore:
-        """Return a function that sets every generator to its state of now."""
+        """Return a function that sets every generator back to its present state."""
         states: list[tuple[Callable[[Any], object], Any]] = [
             (random.setstate, random.getstate()),
             (np.random.set_state, np.random.get_state()),
@@ -58,16 +58,18 @@ def _set(module: Any, which: tuple[torch.device, ...], value: Any) -> None:
 
 
 class Replay:
-    """Makes later passes of an update see what the first saw, and leave no trace of their own.
+    """Makes later passes of an update start from the same state as the first, and leave no trace.
 
-    `with replay():` surrounds each pass. What the stores hold before the first pass is remembered;
-    a later pass starts over from there, and afterwards they hold what they held before it. So an
-    update ends as if only its first pass had happened, and an exception in that one leaves them as
-    they were, too.
+    `with replay():` surrounds each pass. The state of the stores before the first pass is
+    remembered. A later pass starts from that state, and when it ends, the stores get back the state
+    that they had before it. So an update ends as if only its first pass had happened. An exception
+    in the first pass restores the stores, too.
 
     Args:
-        stores: what a pass moves; by default the generators of Python, numpy and torch's CPU.
-        around: surrounds every pass, and is told whether it is the first.
+        stores: the state that a pass changes; by default the generators of Python, numpy and
+            torch's CPU.
+        around: a context that surrounds every pass; its argument says whether the pass is the
+            first.
     """
 
     def __init__(
@@ -85,7 +87,7 @@ class Replay:
 
     @contextmanager
     def __call__(self) -> Iterator[None]:
-        """Surround a pass: the first one is remembered, each later one repeats it."""
+        """Surround a pass. The start of the first one is remembered, and later ones repeat it."""
         first = self._start is None
         with self._around(first), self._first() if first else self._again():
             yield
@@ -95,7 +97,7 @@ class Replay:
         start = self._remember()
         try:
             yield
-        except BaseException:
+        except BaseException:  # as if the update had not begun, so that a smaller batch can retry
             start()
             raise
         self._start = start
@@ -109,7 +111,7 @@ class Replay:
 
     @contextmanager
     def no_trace(self) -> Iterator[None]:
-        """Surround what must leave all stores as they are."""
+        """Surround a block after which all stores get back the state that they had before it."""
         restore = self._remember()
         try:
             yield

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Perturbations that are zero outside of masks: only the weights inside need a snapshot."""
+"""Perturbations that are zero outside of masks, so that only weights inside need a snapshot."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from ..vector import Scalar, Vector
 
 @dataclass(frozen=True)
 class Support:
-    """Where a tensor may differ from zero.
+    """The elements at which a tensor may differ from zero.
 
     Attributes:
-        mask: bool, of the tensor's shape.
-        count: how many are true, so that nobody has to ask the device; -1 where asking costs
-            nothing.
+        mask: a bool tensor of the tensor's shape.
+        count: how many elements are true, so that the host need not wait for the device; -1 on a
+            device where counting again costs nothing.
     """
 
     mask: Tensor
@@ -29,7 +29,8 @@ class Support:
 
     @classmethod
     def of(cls, masks: Sequence[Tensor | None]) -> list[Support | None]:
-        """Return the supports of some masks with their counts, by one look at each device."""
+        """Return the supports of some masks with their counts."""
+        # One transfer for all masks: each one by itself would wait for the device.
         asked = [m for m in masks if m is not None and not policy(m.device).eager]
         counts = iter(
             torch.stack([m.count_nonzero().cpu() for m in asked]).tolist() if asked else []
@@ -41,12 +42,13 @@ class Support:
 
 
 class Masked(Vector):
-    """A vector whose entries are zero outside of supports, where the weights then need no snapshot.
+    """A vector whose entries are zero outside of supports, so that no snapshot is needed there.
 
-    Whatever may put something else there makes it an ordinary vector.
+    Any operation that may put something else there makes it an ordinary vector.
 
     Attributes:
-        supports: per parameter, where the entry may differ from zero; None: everywhere.
+        supports: for each parameter, the elements at which the entry may differ from zero; None
+            means all of them.
     """
 
     __slots__ = ("supports",)
@@ -56,27 +58,27 @@ class Masked(Vector):
         self.supports: Sequence[Support | None] | None = supports
 
     def add_(self, other: Vector, scale: Scalar = 1.0) -> Vector:
-        """Add in place as `Vector.add_` does."""
+        """Add another vector in place, as `Vector.add_` does."""
         self.supports = None
         return super().add_(other, scale)
 
     def where_(self, ok: Tensor, other: Vector | None = None) -> Vector:
-        """Put another vector in place as `Vector.where_` does."""
+        """Replace the entries unless `ok` is true, as `Vector.where_` does."""
         self.supports = None
         return super().where_(ok, other)
 
     def changed(self) -> Vector:
-        """Forget the norm, and that the entries are zero outside of the supports."""
+        """Forget the norm and the supports, because the tensors were written to."""
         self.supports = None
         return super().changed()
 
 
 class Inside:
-    """The weights of a group inside of masks, while others stand in their place.
+    """A snapshot of the weights of a group that lie inside of masks, while they are perturbed.
 
     Args:
         group: pieces of the weights and of their masks.
-        counts: how many weights are inside of each piece's mask; see `Support`.
+        counts: how many weights lie inside of each piece's mask; see `Support`.
     """
 
     def __init__(self, group: Group, counts: Sequence[int]) -> None:
@@ -85,29 +87,30 @@ class Inside:
         self._saved: Tensor | None = None
 
     def step(self, eps: list[Tensor], scale_: Callable[[list[Tensor]], None]) -> None:
-        """Add `eps`, of which `scale_` makes a perturbation in place, to the weights inside."""
+        """Add `eps` to the weights inside, after `scale_` has scaled it in place."""
         weights, index = _Flat(self._group.pieces[0]), self._index()
         moved = _Flat(eps).tensor.index_select(0, index)
-        scale_([moved])
+        scale_([moved])  # only what is inside, which is less work than scaling all of eps
         self._saved = weights.tensor.index_select(0, index)
         weights.put(index, (moved + self._saved).to(self._saved.dtype))
 
     def restore(self) -> None:
-        """Put the weights back, if they are not back yet."""
+        """Restore the weights, unless they have been restored already."""
         if self._saved is not None:
             _Flat(self._group.pieces[0]).put(self._index(), self._saved)
             self._saved = None
 
     def _index(self) -> Tensor:
-        """Return where in the group the weights inside are, (count,)."""
+        """Return the positions in the group of the weights inside, (count,)."""
         mask = _Flat(self._group.pieces[1]).tensor
-        if self._count < 0:  # numpy takes a tenth of torch's time
+        if self._count < 0:  # on a CPU, numpy takes a tenth of torch's time
             return torch.from_numpy(np.flatnonzero(mask.numpy()))
+        # The size is known, so that the host does not wait for the device as `nonzero` does.
         return torch.nonzero_static(mask, size=self._count).view(-1)
 
 
 class _Flat:
-    """The elements of some tensors one after the other: a view of a single one, else a copy."""
+    """The elements of some tensors in a row: a view of a single tensor, or a copy of several."""
 
     def __init__(self, tensors: list[Tensor]) -> None:
         self._tensors = tensors
@@ -121,7 +124,7 @@ class _Flat:
             self.tensor = tensors[0].view(-1)
 
     def put(self, index: Tensor, values: Tensor) -> None:
-        """Write values into the tensors."""
+        """Write values at the given positions into the tensors."""
         self.tensor.scatter_(0, index, values)
         if self._copied:
             torch._foreach_copy_(self._tensors, self._parts)

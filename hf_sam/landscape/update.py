@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`Update`: what stays the same during one update, and `Progress`: where in the run it stands."""
+"""`Update`: all that the passes of an update share, and `Progress`: its position in the run."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from .replay import Replay
 
 @dataclass(frozen=True)
 class Progress:
-    """Where in the run an update stands: what schedules see.
+    """The position of an update in the run, from which schedules decide.
 
     Attributes:
         step: updates done before this one.
         total: updates of the whole run.
         warmup: updates of the learning rate's warm-up.
-        per_epoch: updates in one epoch, where known.
-        lr_ratio: the learning rate over its maximum, 0 to 1.
+        per_epoch: updates in one epoch, if known.
+        lr_ratio: the learning rate divided by its maximum, 0 to 1.
 
     Example:
         >>> Progress(step=25, total=100).fraction
@@ -41,30 +41,32 @@ class Progress:
 
     @property
     def fraction(self) -> float:
-        """Share of the run that is done, 0 to 1."""
+        """The share of the run that is done, 0 to 1."""
         return self.step / max(self.total, 1)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Update:
-    """What the passes of one update have in common, whichever data they look at.
+    """The context that all passes of one update share, whichever data they look at.
 
     Attributes:
         params: the P trainable parameters.
-        backward: forward and backward of one batch; see `Backward`.
-        perturbable: the parameters that may be perturbed.
+        backward: the function that runs forward and backward of one batch; see `Backward`.
+        perturbable: mask of the parameters that may be perturbed.
         progress: where in the run this update stands.
-        seed: with the step, decides every random choice of the update, equally on all processes.
+        seed: together with the step, it determines every random choice of the update, equally on
+            all processes.
         names: the parameters' names.
-        per_example: returns a batch's losses of shape (B,) without a graph; only for the perturbed
-            point of methods that select examples.
-        sample: draws n training examples, one batch each, for methods that look at data beyond the
-            update's.
-        engine: processes, precision, and what later passes repeat.
-        cosine: whether to read `grad_cosine`, which takes a walk over all weights.
-        on_phase: told "ascent", "perturb", "descent", "restore" as each begins.
+        per_example: a function that returns a batch's losses of shape (B,) without a graph. Only
+            methods that select examples call it, at the perturbed weights.
+        sample: a function that draws n training examples, one batch each. Only methods that look
+            at data beyond the update's call it.
+        engine: the machinery of processes, precision and replay.
+        cosine: whether to read `grad_cosine`, which needs a walk over all weights.
+        on_phase: a function that is called with "ascent", "perturb", "descent" and "restore" as
+            each of these phases begins.
         averaging: who averages the gradient of a pass over processes.
-        readings: what the passes have found so far.
+        readings: the values that the passes have read so far.
     """
 
     params: Sequence[Tensor]
@@ -82,35 +84,36 @@ class Update:
     readings: Readings = field(default_factory=Readings)
 
     def announce(self, phase: str) -> None:
-        """Tell whoever listens that a phase begins."""
+        """Call `on_phase`, if there is one, because a phase begins."""
         if self.on_phase is not None:
             self.on_phase(phase)
 
     def for_group(self, averaging: Averaging) -> Update:
-        """Return the same update for some of its examples, as if they were all there is.
+        """Return the same update for a group of its examples, as if there were no others.
 
-        Its first pass is yet to come, so it has readings, replay and random numbers of its own.
+        Its first pass is yet to come, so it has its own readings, replay and random numbers.
         """
+        # `replace` makes a new object, which has not cached `replay` and `generator` yet.
         return replace(self, averaging=averaging, readings=Readings())
 
     @functools.cached_property
     def replay(self) -> Replay:
-        """What makes later passes of this update repeat its first one."""
+        """The replay that makes later passes of this update repeat its first one."""
         return self.engine.replay.fresh()
 
     @functools.cached_property
     def generator(self) -> torch.Generator:
-        """A CPU generator of this update's own, a function of (seed, step)."""
+        """The CPU generator of this update, which is a function of (seed, step)."""
         # Odd multipliers, so that neighbouring seeds and steps give unrelated states.
         mixed = self.seed * 0x9E3779B97F4A7C15 + self.progress.step * 0xD1B54A32D192ED03 + 1
         return torch.Generator().manual_seed(mixed % (1 << 63))
 
 
 class Context:
-    """What a method may look at of an update, beside asking for gradients.
+    """The properties of an update that a method may read beside gradients.
 
     Attributes:
-        update: what the passes of the update have in common.
+        update: the context that all passes of the update share.
     """
 
     update: Update
@@ -122,12 +125,12 @@ class Context:
 
     @property
     def names(self) -> Sequence[str] | None:
-        """The parameters' names, where they are known."""
+        """The parameters' names, if they are known."""
         return self.update.names
 
     @property
     def where(self) -> Selection:
-        """The parameters that may be perturbed."""
+        """The mask of the parameters that may be perturbed."""
         return self.update.perturbable
 
     @property
@@ -137,17 +140,17 @@ class Context:
 
     @property
     def seed(self) -> int:
-        """The run's seed."""
+        """The seed of the run, equal on all processes."""
         return self.update.seed
 
     @property
     def generator(self) -> torch.Generator:
-        """A CPU generator of this update's own, a function of (seed, step), equal everywhere."""
+        """The CPU generator of this update, a function of (seed, step), equal on all processes."""
         return self.update.generator
 
     @property
     def loss(self) -> Tensor | None:
-        """The clean loss, `()`: that of the first pass. None before it."""
+        """The clean loss, `()`, which is the loss of the first pass; None before it."""
         return self.update.readings.loss
 
     @property
@@ -156,7 +159,7 @@ class Context:
         return self.update.readings.values
 
     def weights(self) -> Vector:
-        """Return the weights as they stand now, without copying: read only."""
+        """Return the weights as they stand now. They are no copy, so do not write to them."""
         engine = self.update.engine
         held = (weight.detach() for weight in engine.held(self.params))
         return Vector(held, engine.placement)

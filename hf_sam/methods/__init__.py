@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The methods: one paper, one file."""
+"""The methods, one file for each paper."""
 
 from .asam import ASAM as ASAM
 from .base import Method as Method
@@ -43,4 +43,4 @@ METHODS: dict[str, type[Method]] = {
 }
 
 WRAPPERS = (Composed, PerGroup, When)
-"""Methods without a key, made of others in Python."""
+"""Methods without a key, which are built from others in Python."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Adaptive SAM."""
+"""Adaptive SAM (ASAM), whose radius is relative to the weights."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ class ASAM(SAM):
 
     Defaults: rho = 0.5, eta = 0.01, the paper's CIFAR-10 values (rho = 1.0 for CIFAR-100).
 
-    Deviations: none from the authors' code (SamsungLabs/ASAM @ f156a68), whose rule for T this is.
-    davda54/sam's "adaptive" has eta = 0 and scales every tensor; its radii are about four times
-    larger.
+    Deviations: none from the authors' code (SamsungLabs/ASAM @ f156a68), which has the same rule
+    for T. The "adaptive" option of davda54/sam has eta = 0 and scales every tensor; its radii are
+    about four times larger.
 
     When it does not help: adapters. At initialisation LoRA's B is zero, so eps has length eta rho
     only; use `sam`.

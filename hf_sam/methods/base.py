@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What every method has: a call from a Landscape to the update."""
+"""`Method`: the base class of all methods, a function from a Landscape to the update."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ class Method(Part):
     Class attributes:
         paper: "authors, venue, arXiv id".
         passes: forward-backward passes per update at the defaults, as text: their mean number
-            comes first, or stands in brackets behind a formula.
+            comes first, or in brackets after a formula.
         memory: peak memory beyond the plain Trainer's at the defaults, in P (copies of the
             trainable parameters), as text that begins with a number.
         use: when to use it, in a few words.
         stateful: whether it carries state from update to update.
         needs_here: whether the update uses the ascent gradient for more than the perturbation.
 
-    What else a method asks of its Landscape (single examples, their losses, further data) is not
-    declared but found out: see `hf_sam.methods.rehearsal`.
+    Whether a method asks its Landscape for single examples, their losses or further data is not
+    declared. `hf_sam.methods.rehearsal` finds it out.
     """
 
     paper: ClassVar[str] = ""
@@ -39,9 +39,9 @@ class Method(Part):
     ascent_fraction = 1.0
 
     def __call__(self, at: Landscape) -> Vector:
-        """Return the update: what the optimizer gets as gradient.
+        """Return the update, which the optimizer gets as its gradient.
 
-        An entry is `None` where the gradient at w is `None`.
+        An entry is `None` if the gradient at w is `None`.
         """
         return at.finish(self.update(at))
 
@@ -53,7 +53,7 @@ class Method(Part):
     def when(self) -> Schedule | None:
         """The schedule that decides which updates are perturbed, or None.
 
-        It may be the schedule of a method within.
+        It may be the schedule of a method inside this one.
         """
         within = (child.when for _, child in self.children() if isinstance(child, Method))
         return next((when for when in within if when is not None), None)
@@ -62,8 +62,9 @@ class Method(Part):
     def local_ascent(self) -> bool:
         """Whether each process may perturb along a gradient of its own.
 
-        It may if the update needs nothing but the descent gradient.
+        It may if the update depends on nothing but the descent gradient.
         """
+        # State that differs between processes would make their updates drift apart.
         return not (self.keeps_state or self.needs_here)
 
 
@@ -72,9 +73,9 @@ class Perturbing(Method):
     """A method whose ascent gradient may be taken on a part of the batch.
 
     Attributes:
-        ascent_fraction: of each micro-batch's examples, from its beginning, for the ascent
-            gradient; the clean loss that is logged is theirs, and sharpness is not read. Bahri,
-            Mobahi, Tay, ACL 2022, arXiv 2110.08529.
+        ascent_fraction: the share of each micro-batch's examples, from its beginning, on which the
+            ascent gradient is computed. The logged clean loss is that of these examples, and
+            sharpness is not read. Bahri, Mobahi, Tay, ACL 2022, arXiv 2110.08529.
     """
 
     ascent_fraction: float = field(

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Bilateral SAM."""
+"""Bilateral SAM, which also looks at the loss on the other side of the weights."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ class BilateralSAM(Perturbing):
         below = gradient of L at w - r here / |here|,   r = rho_min lr / max lr
         u     = above + here - |above| / |below| below
 
-    Beside the rise of the loss above (SAM's sharpness) it lowers the fall of the loss below. (BSAM
-    in its paper; not the Bayesian bSAM.)
+    It lowers the rise of the loss above (SAM's sharpness) and also the fall of the loss below. (Its
+    paper calls it BSAM; it is not the Bayesian bSAM.)
 
     Cost: 3 passes, 2 P extra (during the last pass: the snapshot, and the sum of the first two
     gradients), no state.
@@ -37,8 +37,8 @@ class BilateralSAM(Perturbing):
     before the last pass, so that each of its updates also moves the weights by -r here / |here|;
     its published results include that.
 
-    When it does not help: short of time. It costs half as much again as `sam`, and the evidence is
-    the authors' own.
+    When it does not help: when time is short. It costs half as much again as `sam`, and the only
+    evidence is the authors' own.
 
     Attributes:
         rho: radius above, weight-space L2 norm, or a schedule for it.
@@ -61,10 +61,10 @@ class BilateralSAM(Perturbing):
         here = at.ascent(self)
         with at.perturbed(radius(self.rho)(at.perturbable(here).clone(), at)):
             above = at.gradient()
-        length = above.norm()
+        length = above.norm()  # before `above` becomes the sum
         both = above.add_(here)
         down = radius(self.rho_min * at.progress.lr_ratio)(at.perturbable(here).mul_(-1.0), at)
-        del here
+        del here  # frees the tensors that are not perturbed
         with at.perturbed(down):
             below = at.gradient()
         size = below.norm()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""SAM with the parts of other papers."""
+"""`Composed`: a method that is put together from the parts of several papers."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .base import Perturbing
 
 @dataclass
 class Composed(Perturbing):
-    """A perturbation and a combination of both gradients, put together from parts.
+    """A method made of a direction for the perturbation and a combination of both gradients.
 
     Update::
 
@@ -24,9 +24,9 @@ class Composed(Perturbing):
         u     = combine(here, there)
 
     Attributes:
-        ascent: direction from the gradient here to eps, such as `chain(minus_average(),
-            radius(0.1))`.
-        combine: what to make of both gradients; by default the gradient there.
+        ascent: the direction that turns the gradient here into eps, such as
+            `chain(minus_average(), radius(0.1))`.
+        combine: the combination of both gradients; by default it is the gradient there.
 
     Example:
         >>> from hf_sam.parts import chain, fisher_mask, minus_average, radius
@@ -50,11 +50,11 @@ class Composed(Perturbing):
         return self.combine.needs_here
 
     def update(self, at: Landscape) -> Vector:
-        """Return what `combine` makes of both gradients."""
+        """Return the combination of both gradients."""
         here = at.ascent(self)
-        finish = self.combine(here)
+        finish = self.combine(here)  # takes what it needs of here before eps consumes it
         eps = self.ascent(at.perturbable(here), at)
-        del here  # of which eps may have left out tensors
+        del here  # frees the tensors that eps has left out
         with at.perturbed(eps):
             there = at.gradient()
         return finish(there)

@@ -1,14 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Efficient SAM."""
+"""Efficient SAM (ESAM), which perturbs some tensors and descends on the sharpest examples."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 import torch
+from torch import Tensor
 
 from ..landscape import Landscape
-from ..parts.examples import most
 from ..parts.radius import Rho, to_length_
 from ..vector import Vector
 from .base import Method
@@ -42,8 +43,8 @@ class ESAM(Method):
 
     When it does not help: with frozen layers and adapters (weight gradients are cheap there, beta
     saves nothing); on small batches; in short training from scratch, where the choice of examples
-    costs accuracy (benchmarks/CIFAR10.md). Independent runs on CIFAR-100 and ViT
-    found it between the base optimizer and SAM.
+    costs accuracy (benchmarks/CIFAR10.md). Independent runs on CIFAR-100 and ViT placed it between
+    the base optimizer and SAM.
 
     Attributes:
         rho: radius before the division by beta, weight-space L2 norm, or a schedule for it.
@@ -67,20 +68,37 @@ class ESAM(Method):
     needs_here = False
 
     def update(self, at: Landscape) -> Vector:
-        """Return the gradient there of the examples that rise most."""
+        """Return the gradient at w + eps of the examples whose loss rises most."""
         here = at.ascent(self, only=self._tensors(at), with_losses=self.gamma < 1)
+        # The norm is over S alone, so the division by beta makes |eps| = rho / beta.
         eps = to_length_(here, self.rho, here.norm(), at).mul_(1 / self.beta)
         with at.perturbed(eps):
             return (self._sharpest(at) if self.gamma < 1 else at).gradient()
 
     def _tensors(self, at: Landscape) -> list[bool]:
-        """Draw S among the parameters that may be perturbed; at least one."""
+        """Draw S among the parameters that may be perturbed, at least one of them."""
         toss = torch.rand(len(at.params), generator=at.generator, dtype=torch.float64)
-        toss[~torch.tensor(at.where)] = 2.0
+        toss[~torch.tensor(at.where)] = 2.0  # above every probability, so it is never drawn
+        # The least number is always below the threshold, so that S is not empty.
         return (toss < max(self.beta, float(toss.min()) + 1e-12)).tolist()
 
     def _sharpest(self, at: Landscape) -> Landscape:
-        """Return the loss of the examples whose loss rose most."""
+        """Return the Landscape of the examples whose loss rose most."""
         rises = [after - before for after, before in zip(at.losses_here(), at.losses, strict=True)]
+        # The descent pass sees some examples only, so sharpness is read from these losses.
         at.readings["sharpness"] = at.data.loss_of(rises)
         return at.select([most(rise, self.gamma) for rise in rises])
+
+
+def most(values: Tensor, share: float) -> Tensor:
+    """Return the positions of the ceil(share B) largest values, in ascending order of position.
+
+    Among equal values the first ones are chosen.
+
+    Args:
+        values: (B,).
+        share: the share of B, above 0 and up to 1; at least one position is returned.
+    """
+    # 1e-9 keeps a product such as 0.07 * 100 = 7.000000000000001 from being rounded up to 8.
+    count = min(max(math.ceil(share * len(values) - 1e-9), 1), len(values))
+    return values.sort(descending=True, stable=True).indices[:count].sort().values

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Friendly SAM."""
+"""Friendly SAM (F-SAM), which perturbs along the noise of the batch gradient."""
 
 from __future__ import annotations
 
@@ -32,17 +32,17 @@ class FriendlySAM(MinusAverage, SAM):
     decay = 0.9, the authors' class defaults (their scripts: decay 0.6 for ResNet-18, 0.9 for
     WRN-28-10).
 
-    Deviations: the paper's order, which takes off the average that already holds this gradient. The
-    authors' code (nblt/F-SAM @ 2e2f989) takes off the one before it: for sigma = 1 the same
-    direction, otherwise another. The first update is a plain SAM update, as in the code. A
-    difference d below 1e-6 of the gradient counts as zero.
+    Deviations: the order is the paper's, which subtracts the average that already includes this
+    gradient. The authors' code (nblt/F-SAM @ 2e2f989) subtracts the previous average, which gives
+    the same direction for sigma = 1 and another one otherwise. The first update is a plain SAM
+    update, as in the code. A difference d below 1e-6 of the gradient counts as zero.
 
-    When it does not help: gradients without noise. With the whole training set in every batch d
-    vanishes, nothing is perturbed, and what remains is the base optimizer at twice the price.
+    When it does not help: gradients without noise. If every batch is the whole training set, d
+    vanishes, nothing is perturbed, and the result is the base optimizer at twice the cost.
 
     Attributes:
         rho: radius, weight-space L2 norm, or a schedule for it.
-        sigma: share of the average that is taken off.
+        sigma: share of the average that is subtracted.
         decay: decay of the average, per update.
     """
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Late-phase SAM."""
+"""Late-phase SAM, which runs at the end of training only."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ class LateSAM(SAM):
         u = gradient of L at w + rho here / |here|   from there on (SAM)
 
     The paper finds that a few epochs of SAM at the end reach nearly the generalisation and flatness
-    of SAM throughout. This is `sam` under the schedule `after:start`.
+    of SAM in the whole run. This is `sam` under the schedule `after:start`.
 
     Cost: 1 pass before, 2 after: 2 - start on average; 1 P extra, no state.
 
     Defaults: rho = 0.05, SAM's; start = 0.75 (the authors' script: from epoch 150 of 160).
 
-    Deviations: one optimizer for the whole run, so that momentum lives on; the authors' code
+    Deviations: one optimizer serves the whole run, so that momentum is kept; the authors' code
     (zzp1012/SAM-in-Late-Phase @ 217fea4) starts a new one at the switch. Its rho of 2.0 is for
     adaptive SAM.
 
@@ -49,9 +49,9 @@ class LateSAM(SAM):
 
     @property
     def when(self) -> Schedule:
-        """From `start` to the end."""
+        """The schedule, which picks all updates from `start` to the end."""
         return after(self.start)
 
     def update(self, at: Landscape) -> Vector:
-        """Return the gradient at w, or SAM's update."""
+        """Return the gradient at w before `start`, and SAM's update from there on."""
         return super().update(at) if self.when(at) else at.gradient()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""LookSAM and Look-LayerSAM."""
+"""LookSAM and Look-LayerSAM, which compute SAM's gradient in every k-th update only."""
 
 from __future__ import annotations
 
@@ -28,8 +28,7 @@ class LookSAM(Perturbing):
     is used again. It changes slowly, and the added term always has the length alpha |here|.
 
     Cost: 1 + 1/k passes, 1 P extra on most updates (the vertical part) and 2 P on every k-th (the
-    gradient here and the snapshot), state: the vertical part, and the number of updates so
-    far.
+    gradient here and the snapshot), state: the vertical part, and the number of updates so far.
 
     Defaults: k = 5, the paper's; alpha = 0.1, the best of an independent study at k = 5 (arXiv
     2401.12033), where the paper's 0.7 (for ViT at rho = 1) did badly; rho = 0.05, SAM's; layerwise
@@ -37,8 +36,8 @@ class LookSAM(Perturbing):
 
     Deviations: there is no official code. The decomposition is global (some ports do it per
     tensor). `layerwise` scales the perturbation per tensor for large batches, as Look-LayerSAM
-    does; its exact formula was not to be had, so there are both candidates: "unit" rho g_l / |g_l|,
-    and "trust" rho |w_l| g_l / |g_l|. Under a schedule the first update that runs refreshes the
+    does; its exact formula is not published, so both candidates exist: "unit" rho g_l / |g_l|, and
+    "trust" rho |w_l| g_l / |g_l|. Under a schedule the first update that runs refreshes the
     vertical part. A vertical part that is not finite or below 1e-6 of the gradient counts as zero.
 
     When it does not help: a large alpha (above 0.3) mostly adds stale noise. Under "trust" a tensor
@@ -49,7 +48,7 @@ class LookSAM(Perturbing):
             under "trust"), or a schedule for it.
         k: updates from one refresh to the next.
         alpha: length of the reused part, relative to the gradient.
-        layerwise: "none", or what the radius of a tensor is: "unit" rho, "trust" rho |w_l|.
+        layerwise: "none", or the radius of each tensor l: "unit" for rho, "trust" for rho |w_l|.
     """
 
     stateful = True
@@ -69,22 +68,24 @@ class LookSAM(Perturbing):
     )
 
     def update(self, at: Landscape) -> Vector:
-        """Return SAM's update (its vertical part is kept), or the gradient here with that part."""
+        """Return SAM's update and keep its vertical part, or add that part to the gradient here."""
         done = int(self.state.number("updates", 0))
         self.state["updates"] = done + 1
         vertical = self.state.vector("vertical") if done % int(self.k) else None
         return self._refresh(at) if vertical is None else self._reuse(vertical, at)
 
     def _refresh(self, at: Landscape) -> Vector:
-        self.state.pop("vertical", None)  # or it would be one more copy in the passes
+        self.state.pop("vertical", None)  # it would be one more copy during the passes
         here = at.ascent(self)
         with at.perturbed(self._direction()(at.perturbable(here).clone(), at)):
             there = at.gradient()
         square = here.norm().square()
+        # Where |here| is 0 there is nothing to project on, and 0 / 0 must not enter the state.
         share = torch.where(square > 0, there.dot(here) / square, torch.zeros_like(square))
         length = there.norm()
         vertical = here.mul_(-share).add_(there)
         size = vertical.norm()
+        # A difference of nearly equal vectors is rounding, which alpha would scale up.
         vertical.mul_((size > NEGLIGIBLE * length).to(size.dtype))
         self.state["vertical"] = vertical.where_(torch.isfinite(size))
         return there

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Micro-batch-averaged SAM, and any method per group of examples."""
+"""Micro-batch-averaged SAM (mSAM), and `PerGroup`, which does the same with any method."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from .sam import SAM
 
 @dataclass
 class PerGroup(Method):
-    """`method` on every group of the update's examples for itself.
+    """Applies `method` to each group of the update's examples by itself.
 
-    The update is the groups' weighted mean.
+    The update is the weighted mean of the groups' updates.
 
     Attributes:
-        groups: how many contiguous groups the rank's examples are cut into; None: one per
-            micro-batch.
-        method: what each group does; without state, which one update would otherwise move several
-            times.
+        groups: the number of contiguous groups into which the rank's examples are cut; None makes
+            a group of every micro-batch.
+        method: the method of each group. It keeps no state, because one update would change the
+            state several times.
 
     Example:
         >>> from hf_sam import ASAM
@@ -46,8 +46,8 @@ class PerGroup(Method):
         if keepers:
             raise ValueError(
                 f"{', '.join(keepers)} carries state from update to update, and groups of one "
-                f"update would each move "
-                "it: use a method without state per group, or sam_accumulation='window'"
+                "update would each move it: use a method without state per group, or "
+                "sam_accumulation='window'"
             )
 
     def update(self, at: Landscape) -> Vector:
@@ -58,13 +58,14 @@ class PerGroup(Method):
         for share, group in at.groups(groups, descent_only=alone):
             mine = self.method(group)
             total = mine.mul_(share) if total is None else total.add_(mine, share)
-            del mine  # or it would live on during the next group's passes
+            del mine  # it would take up memory during the next group's passes
         assert total is not None
+        # With ascents of their own, ranks need no communication before this one average.
         return at.average_(total) if alone else total
 
     @property
     def local_ascent(self) -> bool:
-        """As the method."""
+        """Whether the method of a group allows each process an ascent gradient of its own."""
         return self.method.local_ascent
 
 
@@ -86,9 +87,10 @@ class MSAM(Perturbing):
     Defaults: rho = 0.05 as SAM, 4 groups; expect a smaller best rho with more groups. The paper's
     GLUE settings were not found.
 
-    Deviations: none known. Groups are contiguous and differ by one example at most; each counts as
-    the loss of the batch weighs its examples or labels, which is measured in a Trainer. Under DDP
-    with local ascent every rank has its own groups, so there are micro_batches times the ranks.
+    Deviations: none known. Groups are contiguous and differ by one example at most. Each group has
+    the weight that its examples or labels have in the loss of the batch, which is measured in a
+    Trainer. Under DDP with local ascent every rank has its own groups, so there are micro_batches
+    times as many as there are ranks.
 
     When it does not help: groups of a few examples perturb along noise.
 
@@ -109,8 +111,8 @@ class MSAM(Perturbing):
     )
 
     def update(self, at: Landscape) -> Vector:
-        """Return the groups' mean."""
+        """Return the weighted mean of the groups' updates."""
         sam = SAM(self.rho, ascent_fraction=self.ascent_fraction)
-        if self.micro_batches == 1:
+        if self.micro_batches == 1:  # bit for bit SAM, without the cost of cutting
             return sam.update(at)
         return PerGroup(self.micro_batches, sam).update(at)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The plain Trainer, as a method."""
+"""The plain Trainer, written as a method."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .base import Method
 
 @dataclass
 class Plain(Method):
-    """The plain Trainer: no perturbation.
+    """The plain Trainer, without any perturbation.
 
     Update::
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a method asks of its Landscape, found out by running it on a toy that takes notes."""
+"""A rehearsal: a method runs on a toy that records what the method asks of its Landscape."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from ..vector import Selection
 from .base import Method
 
 UPDATES = 24
-"""Updates of a rehearsal: enough for a schedule to pick one."""
+"""Number of updates in a rehearsal, which is enough for a schedule to pick one of them."""
 
 EXAMPLES = 1024
-"""Examples in each of its micro-batches: enough for any number of groups."""
+"""Number of examples in each micro-batch, which is enough for any number of groups."""
 
 
 @dataclass(frozen=True)
@@ -28,12 +28,12 @@ class Asks:
     """What a method asks of its Landscape.
 
     Attributes:
-        examples: it takes single examples out of a batch, or cuts batches into groups.
-        losses: it compares the losses of single examples.
-        draws: it looks at training examples beyond the update's.
-        starts_at_w: its first pass is the whole gradient at w.
-        groups: how many groups of an update's examples it perturbs, each for itself.
-        passes: examples that it goes backward through, per example of an update, on average.
+        examples: whether it takes single examples out of a batch, or cuts batches into groups.
+        losses: whether it compares the losses of single examples.
+        draws: whether it looks at training examples beyond the update's.
+        starts_at_w: whether its first pass is the whole gradient at w.
+        groups: how many groups of an update's examples it perturbs separately.
+        passes: the mean number of backward passes per example of an update.
     """
 
     examples: bool
@@ -45,30 +45,31 @@ class Asks:
 
 
 def asks(method: Method, batches: int = 2) -> Asks:
-    """Return what a method, or a method within it, asks for.
+    """Return what a method, or a method inside it, asks of its Landscape.
 
     Args:
         method: the method; its own state is neither used nor changed.
-        batches: micro-batches in an update.
+        batches: the number of micro-batches in an update.
 
     Example:
         >>> from hf_sam import ESAM
         >>> asks(ESAM(gamma=0.5)).losses, asks(ESAM(gamma=1.0)).losses
         (True, False)
     """
-    found = [_rehearse(part, batches) for part in method.walk() if isinstance(part, Method)]
+    # Inner methods are rehearsed by themselves, too: a schedule may not pick them in the toy run.
+    records = [_rehearse(part, batches) for part in method.walk() if isinstance(part, Method)]
     return Asks(
-        examples=any(notes.examples for notes in found),
-        losses=any(notes.losses for notes in found),
-        draws=any(notes.draws for notes in found),
-        starts_at_w=found[0].starts_at_w,
-        groups=max(notes.groups for notes in found),
-        passes=found[0].seen / (UPDATES * batches * EXAMPLES),
+        examples=any(notes.examples for notes in records),
+        losses=any(notes.losses for notes in records),
+        draws=any(notes.draws for notes in records),
+        starts_at_w=records[0].starts_at_w,
+        groups=max(notes.groups for notes in records),
+        passes=records[0].seen / (UPDATES * batches * EXAMPLES),
     )
 
 
 class Notes:
-    """What was asked for so far."""
+    """The requests that a method has made so far."""
 
     def __init__(self) -> None:
         self.examples = self.losses = self.draws = False
@@ -78,11 +79,11 @@ class Notes:
 
 
 def _rehearse(method: Method, batches: int) -> Notes:
-    fresh = copy.deepcopy(method)
+    fresh = copy.deepcopy(method)  # the rehearsal changes state, and must not change the method's
     for part in fresh.walk():
         part.load_state_dict({})
     notes = Notes()
-    # A method that wants more than a toy can give refuses it; in training it says so itself.
+    # A method that wants more than a toy can give refuses it; in training it raises that itself.
     with contextlib.suppress(ValueError, NotImplementedError):
         for step in range(UPDATES):
             _one_update(fresh, notes, step, batches)
@@ -97,6 +98,7 @@ def _one_update(method: Method, notes: Notes, step: int, batches: int) -> None:
         notes.losses |= bool(flags)
         stage.seen += len(batch)
         for i, p in enumerate(params):
+            # It depends on the weights and on the examples, so that no direction vanishes.
             gradient = (p + i + batch[0] / EXAMPLES) * share
             p.grad = gradient if p.grad is None else p.grad + gradient
         loss = torch.ones(()) * share
@@ -126,7 +128,7 @@ def _one_update(method: Method, notes: Notes, step: int, batches: int) -> None:
 
 
 class Ranges:
-    """Batches that are ranges of numbers, of which somebody may take some."""
+    """Batch operations for ranges of numbers, which record that examples were selected."""
 
     def __init__(self, notes: Notes) -> None:
         self._notes = notes
@@ -140,7 +142,7 @@ class Ranges:
         return len(batch)
 
     def scale(self, part: Sequence[int], whole: Sequence[int]) -> float:
-        """Return 1: their loss is a mean."""
+        """Return 1, because the loss is a mean."""
         return 1.0
 
     def loss_of(self, batch: Sequence[int], losses: Tensor) -> Tensor:
@@ -148,15 +150,15 @@ class Ranges:
         return losses.mean()
 
     def take(self, batch: Sequence[int], index: Tensor | slice | None) -> Sequence[int]:
-        """Return the chosen examples, and note that somebody chose."""
+        """Return the chosen examples, and record that there was a choice."""
         if index is None:
             return batch
         self._notes.examples = True
         return batch[index] if isinstance(index, slice) else [batch[i] for i in index.tolist()]
 
 
-class Aside(Replay):
-    """A replay of nothing, which tells a stage what belongs to no pass of the update."""
+class ToyReplay(Replay):
+    """A replay of nothing, which tells a stage which passes do not belong to the update."""
 
     def __init__(self, stage: Stage) -> None:
         super().__init__([])
@@ -164,44 +166,44 @@ class Aside(Replay):
 
     @contextlib.contextmanager
     def no_trace(self) -> Iterator[None]:
-        """Surround what leaves no trace."""
-        self._stage.aside = True
+        """Surround passes that do not belong to the update."""
+        self._stage.other_data = True
         yield
-        self._stage.aside = False
+        self._stage.other_data = False
 
 
 class Stage(Engine):
-    """An engine that takes note of the first pass, and of the groups.
+    """An engine that records the first pass and the number of groups.
 
     Attributes:
-        seen: examples that backward passes have looked at in this update.
-        aside: whether a pass looks at other examples than the update's.
-        groups: groups of examples in this update.
+        seen: the number of examples in the backward passes of this update.
+        other_data: whether the pass looks at other examples than the update's.
+        groups: the number of groups of examples in this update.
     """
 
     def __init__(self, notes: Notes, params: Sequence[Tensor], batches: int) -> None:
-        super().__init__(Aside(self))
+        super().__init__(ToyReplay(self))
         self._notes, self._params, self._all = notes, params, batches * EXAMPLES
         self._first = True
         self.seen, self.groups = 0, 1
-        self.aside = False
+        self.other_data = False
 
     @contextlib.contextmanager
     def passes(
         self, params: Sequence[Tensor], only: Sequence[bool] | None = None
     ) -> Iterator[None]:
-        """Surround a pass; the first one should look at all examples, at w."""
-        if self.aside:
+        """Surround a pass, and record whether the first one looks at all examples at w."""
+        if self.other_data:
             yield
             return
         first, self._first = self._first, False
         before = self.seen
-        at_w = all(bool((p == 1).all()) for p in self._params)
+        at_w = all(bool((p == 1).all()) for p in self._params)  # the toy's weights are all 1
         yield
         if first:
             self._notes.starts_at_w &= at_w and only is None and self.seen - before == self._all
 
     def agreed(self, shares: list[Any]) -> list[Any]:
-        """Count the groups: each cut replaces one by several."""
+        """Count the groups; a cut replaces one group by `len(shares)` groups."""
         self.groups += len(shares) - 1
         return shares

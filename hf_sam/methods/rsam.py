@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Random SAM."""
+"""Random SAM (R-SAM), which looks for the worst point from noisy weights."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from ..vector import Vector
 from .base import Perturbing
 
 CHUNK = 1 << 16
-"""Numbers drawn at a time: what stays in cache."""
+"""How many numbers are drawn at a time, so that they stay in the cache."""
 
 
 @dataclass
@@ -36,10 +36,10 @@ class RSAM(Perturbing):
     The noise smooths the loss, so that a single gradient is a steadier guide to the worst point
     nearby. Its scale s rises from 0.2 sigma to sigma along half a cosine over the run. No pass is
     at w: the logged loss, the norm layers' running statistics and `sam/sharpness` (the last pass
-    against the first) come from w + noise.
+    compared with the first) come from w + noise.
 
-    Cost: 2 passes, 1 P extra, no state: the noise is not stored but drawn again, from (seed,
-    update, parameter).
+    Cost: 2 passes, 1 P extra, no state. The noise is not stored but drawn again, as a function of
+    (seed, update, parameter).
 
     Defaults: sigma = 0.0025 and lam = 2, the authors' for ViT; rho = 0.05, SAM's (the authors' 2.5
     falling to 1.5 is for ViT-B/16 trained from scratch).
@@ -50,7 +50,7 @@ class RSAM(Perturbing):
     CPU the normal deviates come from 65536 equally likely quantiles. A parameter without a gradient
     takes no part in v.
 
-    When it does not help: adapters that start at zero (LoRA's B) have no noise there at first.
+    When it does not help: adapters that start at zero (LoRA's B) get no noise at first.
 
     Attributes:
         rho: radius, weight-space L2 norm, or a schedule for it.
@@ -76,20 +76,23 @@ class RSAM(Perturbing):
         with at.perturbed(self.noise(at, sizes)):
             smooth = at.ascent(self)
         v = smooth.mul_(self.lam)
+        # Drawing the same noise again costs less than keeping a copy through the pass.
         v.add_(self.noise(at, sizes).on(v.selection))
         del smooth
         with at.perturbed(to_length_(v, self.rho, v.norm(), at)):
             return at.gradient()
 
     def scale(self, x: float) -> float:
-        """Return s at the share x of the run, 0 to 1."""
+        """Return the noise's scale s at the share x of the run, 0 to 1."""
         return self.sigma * (0.2 + 0.8 * (1 - math.cos(math.pi * x)) / 2)
 
     def sizes(self, at: Landscape) -> Vector:
-        """Return the noise's size for each filter, s |w_f|, in a shape that goes with the weights:
-        of the parameters that may be perturbed.
+        """Return the noise's size for each filter, s |w_f|, in a shape that broadcasts to w.
+
+        Only the parameters that may be perturbed have an entry.
         """
         w = at.weights().on(at.where)
+        # A vector or scalar is one filter, whose norm is over the rows of all processes.
         whole = w.on([t is not None and t.ndim < 2 for t in w]).norms()
         sizes = (
             None if t is None else _filters(t) if n is None else n.to(t)
@@ -98,7 +101,7 @@ class RSAM(Perturbing):
         return Vector(sizes, w.placement).mul_(self.scale(at.progress.fraction))
 
     def noise(self, at: Landscape, sizes: Vector) -> Vector:
-        """Return noise of some sizes: the same however often it is asked for."""
+        """Return noise of the given sizes, which is the same at every call within an update."""
         drawn = Vector(self._drawn(at, at.weights().on(sizes.selection)), sizes.placement)
         for places in by_kind(drawn.tensors, sizes.tensors):
             entries, factors = ([vector[i] for i in places] for vector in (drawn, sizes))
@@ -106,21 +109,22 @@ class RSAM(Perturbing):
         return drawn
 
     def _drawn(self, at: Landscape, w: Vector) -> list[Tensor | None]:
-        """Return N(0, 1) deviates, a function of (seed, update, parameter)."""
+        """Return N(0, 1) deviates as a function of (seed, update, parameter)."""
         drawn: list[Tensor | None] = [None] * len(w)
         for places in _at_once(at, w):
             shapes = [at.params[i].shape for i in places]
             key, counts = (at.seed, at.progress.step, places[0]), [s.numel() for s in shapes]
             flat = normal(w.tensors[places[0]], key, torch.Size([sum(counts)]))  # type: ignore[arg-type]
+            # Every process draws for the whole parameter and keeps the rows that it holds.
             for i, shape, part in zip(places, shapes, flat.split(counts), strict=True):
                 drawn[i] = at.rows(i, part.view(shape))
         return drawn
 
 
 def _at_once(at: Landscape, w: Vector) -> Iterator[list[int]]:
-    """Yield parameters whose noise is drawn together: many on an accelerator, one on a CPU.
+    """Yield the parameters whose noise is drawn together: many on an accelerator, one on a CPU.
 
-    It does not depend on the rows that a process holds.
+    The runs do not depend on the rows that a process holds, so that the noise does not, either.
     """
     run: list[int] = []
     for i in w.present:
@@ -137,18 +141,18 @@ def _at_once(at: Landscape, w: Vector) -> Iterator[list[int]]:
 
 
 def _filters(w: Tensor) -> Tensor:
-    """Return the norm of each row of w, in a shape that goes with it."""
+    """Return the norm of each row of w, in a shape that broadcasts to w."""
     return torch.linalg.vector_norm(w, dim=tuple(range(1, w.ndim)), keepdim=True)
 
 
 def normal(like: Tensor, key: tuple[int, ...], shape: torch.Size | None = None) -> Tensor:
-    """Return N(0, 1) deviates, a function of `key`, with type and device of a tensor.
+    """Return N(0, 1) deviates as a function of `key`, with the dtype and device of a tensor.
 
     Args:
-        like: the tensor.
+        like: the tensor that gives the dtype and device.
         key: whole numbers.
-        shape: of the deviates, the tensor's own by default. Where processes hold rows of a
-            parameter each draws for all of it and takes its rows, as one process would.
+        shape: the shape of the deviates; by default that of the tensor. A process that holds some
+            rows of a parameter draws for all of it, so that it gets what one process would get.
     """
     shape = like.shape if shape is None else shape
     words = np.random.SeedSequence([number % (1 << 64) for number in key])
@@ -156,6 +160,7 @@ def normal(like: Tensor, key: tuple[int, ...], shape: torch.Size | None = None) 
     if like.device.type == "cpu":
         drawn = torch.from_numpy(_normal_numbers(shape.numel(), words, _quantiles(wide)))
     else:
+        # Shifted by one bit, because `manual_seed` takes a signed integer.
         seed = int(words.generate_state(1, np.uint64)[0] >> np.uint64(1))
         generator = None if like.is_meta else torch.Generator(like.device).manual_seed(seed)
         drawn = torch.randn(shape, generator=generator, device=like.device, dtype=wide)
@@ -163,20 +168,21 @@ def normal(like: Tensor, key: tuple[int, ...], shape: torch.Size | None = None) 
 
 
 def _normal_numbers(n: int, words: np.random.SeedSequence, quantiles: np.ndarray) -> np.ndarray:
-    """Return n of the quantiles, each by 16 random bits.
+    """Return n of the quantiles, each of them chosen by 16 random bits.
 
-    torch's CPU generator takes three times as long, which shows beside a small model's pass.
+    torch's CPU generator takes three times as long, which is noticeable with a small model.
     """
     source, drawn = np.random.SFC64(words), np.empty(n, quantiles.dtype)
     for start in range(0, n, CHUNK):
         run = drawn[start : start + CHUNK]
+        # A raw number has 64 bits, so it chooses four quantiles.
         bits = source.random_raw(-(-run.size // 4)).view(np.uint16)[: run.size]
-        np.take(quantiles, bits, out=run, mode="clip")
+        np.take(quantiles, bits, out=run, mode="clip")  # "raise" would buffer the output
     return drawn
 
 
 @functools.cache
 def _quantiles(dtype: torch.dtype) -> np.ndarray:
-    """Return the normal distribution's quantiles in the middle of 65536 equal shares."""
+    """Return the normal distribution's quantiles at the midpoints of 65536 equal shares."""
     middles = (torch.arange(1 << 16, dtype=torch.float64) + 0.5) / (1 << 16)
     return torch.special.ndtri(middles).to(dtype).numpy()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Sharpness-Aware Minimization."""
+"""Sharpness-Aware Minimization (SAM), the method that all others vary."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ class SAM(Perturbing):
 
     Deviations: weight decay stays with the optimizer (the official JAX code, google-research/sam @
     dae9904, adds it to the loss of both passes). The logged loss is the clean one at w (the
-    official code logs the perturbed pass). A zero or non-finite gradient norm means no perturbation
-    instead of NaN.
+    official code logs the perturbed pass). If the gradient norm is zero or not finite, there is no
+    perturbation instead of a NaN.
 
     When it does not help: training that ends before it overfits (a single epoch), and fine-tuning
     at a radius that is too large for the pretrained weights; try `sam_rho=0.01` before giving up.
@@ -51,11 +51,11 @@ class SAM(Perturbing):
     rho: Rho = field(default=0.05, metadata={"help": "radius, weight-space L2 norm", "low": 0.0})
 
     def update(self, at: Landscape) -> Vector:
-        """Return the gradient there."""
+        """Return the gradient at w + eps."""
         eps = self.perturbation(at.ascent(self), at)
         with at.perturbed(eps):
             return at.gradient()
 
     def perturbation(self, here: Vector, at: Landscape) -> Vector:
-        """Return eps for the gradient here, whose storage is consumed."""
+        """Return eps for the gradient here. It consumes the gradient's storage."""
         return radius(self.rho)(here, at)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Stochastic scheduled SAM."""
+"""Stochastic scheduled SAM (SS-SAM), which tosses a coin for every update."""
 
 from __future__ import annotations
 
@@ -35,10 +35,11 @@ class SSSAM(SAM):
     Defaults: rho = 0.05, SAM's; schedule = linear from p_start = 0 to p_end = 1, 1.5 passes on
     average, where the authors find it on a par with SAM; switch = 0.5, which costs the same.
 
-    Deviations: the paper names the four families; these parameters for them are ours. G-RST's
-    weighted mean of both gradients is left out.
+    Deviations: the paper names the four families, and their parameters here are our choice.
+    G-RST's weighted mean of both gradients is left out.
 
-    When it does not help: it buys time, not accuracy; where time does not matter, take `sam`.
+    When it does not help: it saves time and does not raise accuracy. If time does not matter, use
+    `sam`.
 
     Attributes:
         rho: radius, weight-space L2 norm, or a schedule for it.
@@ -61,10 +62,10 @@ class SSSAM(SAM):
 
     @property
     def when(self) -> Schedule:
-        """The coin."""
+        """The coin that decides which updates are perturbed."""
         values = {"constant": (self.p_start,), "piecewise": (self.p_start, self.p_end, self.switch)}
         return COINS[self.schedule](*values.get(self.schedule, (self.p_start, self.p_end)))
 
     def update(self, at: Landscape) -> Vector:
-        """Return SAM's update, or the gradient at w."""
+        """Return SAM's update or the gradient at w, as the coin decides."""
         return super().update(at) if self.when(at) else at.gradient()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Sparse SAM with a dynamic mask."""
+"""Sparse SAM with a dynamic mask, which exchanges some of its weights from time to time."""
 
 from __future__ import annotations
 
@@ -54,5 +54,6 @@ class SparseSAMDynamic(DynamicMask, SAM):
     use = "Sparse SAM without extra passes for its mask"
 
     def perturbation(self, here: Vector, at: Landscape) -> Vector:
-        """Return the masked perturbation: its norm, before the mask, is the full gradient's."""
+        """Return the perturbation of the full gradient, with zeros where the mask is off."""
+        # The norm is taken before the mask, as in the paper, so that |eps| <= rho.
         return self.masked_(radius(self.rho)(here, at), at)

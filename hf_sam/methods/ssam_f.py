@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Sparse SAM with a Fisher mask."""
+"""Sparse SAM with a Fisher mask, which perturbs the weights with the largest Fisher information."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ class SparseSAMFisher(FisherMask, SAM):
     first mask comes before the first perturbation (there, the first update is plain SGD with an
     all-zero mask); the examples are drawn by (seed, update), pass through the model without dropout
     and leave norm statistics alone (there, they run in training mode, one by one, through batch
-    norm); over ranks the squares are averaged, not the gradients. Norm over the full gradient,
-    before masking, as there: |eps| <= rho.
+    norm); over ranks the squares are averaged, not the gradients. The norm is over the full
+    gradient, before masking, as in their code, so that |eps| <= rho.
 
     When it does not help: as a way to save time. Below some ten million trainable weights
     (adapters) a mask has little to choose from.
@@ -58,10 +58,11 @@ class SparseSAMFisher(FisherMask, SAM):
     use = "SAM with half the perturbed weights; less memory with pattern=structured"
 
     def update(self, at: Landscape) -> Vector:
-        """Return SAM's update; a new mask is made before the gradient here takes up memory."""
-        self.renew_early(at)
+        """Return SAM's update, after a renewal of the mask if one is due."""
+        self.renew_early(at)  # before the gradient here takes up memory
         return super().update(at)
 
     def perturbation(self, here: Vector, at: Landscape) -> Vector:
-        """Return the masked perturbation: its norm, before the mask, is the full gradient's."""
+        """Return the perturbation of the full gradient, with zeros where the mask is off."""
+        # The norm is taken before the mask, as in the paper, so that |eps| <= rho.
         return self.masked_(radius(self.rho)(here, at), at)

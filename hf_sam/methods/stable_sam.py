@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Stable SAM."""
+"""Stable SAM, whose update has the length of the gradient at w."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ class StableSAM(SAM):
 
     Defaults: rho = 0.05, SAM's.
 
-    Deviations: none for SAM's perturbation (cltan023/stablesam2024 @ 57264e7); 1e-12 is added to
-    |there|, as there. Both norms are plain ones over all parameters.
+    Deviations: none for SAM's perturbation. As in the authors' code (cltan023/stablesam2024 @
+    57264e7), 1e-12 is added to |there|. Both norms are plain ones over all parameters.
 
-    When it does not help: with optimizers that normalise by themselves. AdamW hardly sees the
-    gradient's length, so there it is close to `sam`.
+    When it does not help: with optimizers that normalise the gradient themselves. AdamW hardly
+    depends on the gradient's length, so with AdamW it is close to `sam`.
 
     Attributes:
         rho: radius, weight-space L2 norm, or a schedule for it.
@@ -43,10 +43,10 @@ class StableSAM(SAM):
     needs_here = True
 
     def update(self, at: Landscape) -> Vector:
-        """Return the gradient there at the length of the gradient here."""
+        """Return the gradient at w + eps, rescaled to the length of the gradient here."""
         here = at.ascent(self)
-        at_length_of_here = rescaled()(here)  # before eps consumes it
+        at_length_of_here = rescaled()(here)  # reads the length before eps consumes the gradient
         eps = self.perturbation(at.perturbable(here), at)
-        del here
+        del here  # frees the tensors that are not perturbed
         with at.perturbed(eps):
             return at_length_of_here(at.gradient())

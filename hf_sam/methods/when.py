@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One method under a schedule, another otherwise."""
+"""`When`: one method in the updates that a schedule picks, another method in the others."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ class When(Method):
     """`method` in the updates that `schedule` picks, `otherwise` (the plain Trainer) in the others.
 
     Attributes:
-        schedule: yes or no per update.
-        method: what a picked update does.
-        otherwise: what the others do.
+        schedule: the schedule that picks updates.
+        method: the method of the updates that are picked.
+        otherwise: the method of all other updates.
 
     Example:
         >>> from hf_sam import FriendlySAM
@@ -35,7 +35,7 @@ class When(Method):
     otherwise: Method = field(default_factory=Plain)
 
     def __post_init__(self) -> None:
-        """Refuse a schedule that decides by the gradient at w, if a method does not start there."""
+        """Refuse a schedule that needs the gradient at w, if a method does not start with it."""
         super().__post_init__()
         for method in (self.method, self.otherwise) if self.schedule.needs_gradient else ():
             if not asks(method).starts_at_w:
@@ -48,15 +48,16 @@ class When(Method):
                 )
 
     def update(self, at: Landscape) -> Vector:
-        """Return the picked method's update."""
+        """Return the update of the method that the schedule picks."""
         return self.method(at) if self.schedule(at) else self.otherwise(at)
 
     @property
     def when(self) -> Schedule:
-        """The schedule."""
+        """The schedule that picks updates."""
         return self.schedule
 
     @property
     def local_ascent(self) -> bool:
-        """As the method, unless the schedule looks at the gradient."""
+        """Whether the method allows it, and the schedule does not look at the gradient."""
+        # By gradients of their own, processes might decide differently about one update.
         return self.method.local_ascent and not self.schedule.needs_gradient

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Small programs that answer one question each: when, where, along what, how far, and then?
+"""The parts of methods: when, where, along which direction and how far to perturb, and what then.
 
-They go together: `Composed(chain(minus_average(), radius(0.1), fisher_mask(0.5)))`. Only `linear`
-is not here, for there are two: `hf_sam.parts.when.linear` is a probability,
-`hf_sam.parts.radius.linear` a radius.
+They combine: `Composed(chain(minus_average(), radius(0.1), fisher_mask(0.5)))`. Only `linear` is
+not exported, because there are two: `hf_sam.parts.when.linear` is a probability, and
+`hf_sam.parts.radius.linear` is a radius.
 """
 
 from .combine import Combine, rescaled, there_only

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What parts and methods have in common: fields, and state that outlives an update."""
+"""`Part`: the base class of parts and methods, with checked fields and state that is saved."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ from ..vector import Placement, StateValue, Vector
 
 
 class State(dict[str, StateValue]):
-    """What a part carries from one update to the next, by name; empty until its first use."""
+    """The values that a part carries from update to update, by name; empty until its first use."""
 
     def vector(self, key: str) -> Vector | None:
-        """Return a vector, None before its first use."""
+        """Return the vector of this name, or None before its first use."""
         value = self.get(key)
         assert value is None or isinstance(value, Vector), f"state {key!r} is no Vector"
         return value
 
     def tensor(self, key: str) -> Tensor | None:
-        """Return a tensor, None before its first use."""
+        """Return the tensor of this name, or None before its first use."""
         value = self.get(key)
         assert value is None or isinstance(value, Tensor), f"state {key!r} is no Tensor"
         return value
 
     def number(self, key: str, default: float) -> float:
-        """Return a number, `default` before its first use."""
+        """Return the number of this name, or `default` before its first use."""
         value = self.get(key, default)
         assert isinstance(value, (int, float)), f"state {key!r} is no number"
         return value
@@ -41,8 +41,9 @@ class Part:
     """A dataclass whose fields are its hyper-parameters, and whose `state` outlives an update.
 
     Parts nest: a field may be a part or a tuple of parts, and describing, saving and loading follow
-    the nesting. A field is checked whenever it is set, against its metadata: `low` and `high`
-    (bounds, allowed themselves), `whole` (a whole number), `choices`, `optional` (None is allowed).
+    the nesting. Whenever a field is set, its value is checked against the field's metadata: `low`
+    and `high` (inclusive bounds), `whole` (a whole number), `choices`, and `optional` (None is
+    allowed).
 
     Class attributes:
         stateful: whether the part itself keeps anything in `state`.
@@ -51,13 +52,14 @@ class Part:
     stateful: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        """Check what concerns several fields at once; subclasses extend it."""
+        """Check the fields in combination; subclasses extend this."""
 
     def __setattr__(self, name: str, value: Any) -> None:
-        """Set a field to a value that its metadata allow."""
+        """Set a field, after a check of its value against its metadata."""
         known = type(self).__dataclass_fields__
         if name in known:
             check_value(type(self).__name__, name, value, known[name].metadata)
+        # Only a name that is close to a field's is a typo; others are attributes of a subclass.
         elif not name.startswith("_") and nearest(name, known):
             kind = type(self).__name__
             raise AttributeError(f"{kind} has no field {name!r}{nearest(name, known)}")
@@ -66,10 +68,11 @@ class Part:
     @property
     def state(self) -> State:
         """This part's own state; empty until its first use."""
+        # It is no field, so that comparing, describing and `replace` see hyper-parameters only.
         return self.__dict__.setdefault("_state", State())
 
     def children(self) -> Iterator[tuple[str, Part]]:
-        """Yield the parts among the fields, with a name each."""
+        """Yield a pair (name, part) for each part among the fields."""
         for f in fields(self):
             value = getattr(self, f.name)
             if isinstance(value, Part):
@@ -80,27 +83,27 @@ class Part:
                 )
 
     def walk(self) -> Iterator[Part]:
-        """Yield this part and every part below it."""
+        """Yield this part and every part inside it."""
         yield self
         for _, child in self.children():
             yield from child.walk()
 
     @property
     def keeps_state(self) -> bool:
-        """Whether this part or one below it carries anything to the next update."""
+        """Whether this part, or one inside it, carries anything to the next update."""
         return any(part.stateful for part in self.walk())
 
     def state_dict(self) -> dict[str, StateValue]:
-        """Return the state of this part and of all below it, by dotted name."""
-        found = dict(self.state)
+        """Return the state of this part and of all parts inside it, by dotted name."""
+        state = dict(self.state)
         for name, child in self.children():
-            found.update((f"{name}.{key}", value) for key, value in child.state_dict().items())
-        return found
+            state.update((f"{name}.{key}", value) for key, value in child.state_dict().items())
+        return state
 
     def load_state_dict(self, state: dict[str, StateValue]) -> None:
-        """Take over what `state_dict` returned."""
+        """Replace the state by one that `state_dict` returned."""
         below = dict(self.children())
-        self.state.clear()
+        self.state.clear()  # an entry that was not saved must not survive
         for child_name, child in below.items():
             prefix = child_name + "."
             child.load_state_dict({
@@ -111,24 +114,24 @@ class Part:
         )
 
     def realign(self, places: Sequence[int | None], placement: Placement) -> None:
-        """Take in that the set of parameters has changed.
+        """Adapt the state to a changed set of parameters.
 
         Args:
-            places: for each parameter the place that it had before, None for a new one.
+            places: for each parameter, the index that it had before, or None for a new one.
             placement: how the parameters are spread over processes now.
         """
         for part in self.walk():
             part.realign_state(places, placement)
 
     def realign_state(self, places: Sequence[int | None], placement: Placement) -> None:
-        """Bring this part's own state into the new order; new parameters have no entry yet."""
+        """Reorder this part's own vectors; new parameters have no entry yet."""
         for key, value in self.state.items():
             if isinstance(value, Vector):
                 entries = (None if i is None else value[i] for i in places)
                 self.state[key] = Vector(entries, placement)
 
     def describe(self) -> dict[str, Any]:
-        """Return name and fields as JSON can hold them."""
+        """Return the name and the fields in a form that JSON can hold."""
         return {
             "name": type(self).__name__,
             **{f.name: _plain(getattr(self, f.name)) for f in fields(self)},
@@ -136,7 +139,7 @@ class Part:
 
 
 def check_value(owner: str, name: str, value: Any, rules: Mapping[str, Any]) -> None:
-    """Raise `ValueError` where a field's value breaks the rules of its metadata."""
+    """Raise a `ValueError` if a field's value breaks the rules of its metadata."""
     choices = rules.get("choices")
     if choices is not None and value not in choices:
         raise ValueError(
@@ -155,6 +158,7 @@ def check_value(owner: str, name: str, value: Any, rules: Mapping[str, Any]) -> 
         + ("" if high is None else f" to {high}")
         + (", a whole number" if rules.get("whole") else "")
     )
+    # Python counts True as the integer 1.
     number = (
         isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
     )
@@ -168,7 +172,7 @@ def check_value(owner: str, name: str, value: Any, rules: Mapping[str, Any]) -> 
 
 
 def nearest(word: Any, known: Iterable[str]) -> str:
-    """Return " (did you mean 'x'?)" for the nearest known word, or nothing."""
+    """Return " (did you mean 'x'?)" for the nearest known word, or an empty text."""
     match = difflib.get_close_matches(str(word), list(known), n=1, cutoff=0.5)
     return f" (did you mean {match[0]!r}?)" if match else ""
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Along what to perturb: parts that turn a direction into another, one after the other.
+"""Directions: parts that turn the gradient, step by step, into the perturbation.
 
-Each takes `(v, at)`, a direction whose storage it consumes, and the Landscape; each returns a
-direction.
+Each is called with `(v, at)`: a direction, whose storage it consumes, and the Landscape. Each
+returns the next direction.
 """
 
 from __future__ import annotations
@@ -23,21 +23,22 @@ from .base import Part
 class Direction(Part):
     """A part of the ascent: `direction(v, at)` returns the next direction, in v's storage.
 
-    Subclasses write `apply_(v, at)`, which may do with v what it likes.
+    Subclasses implement `apply_(v, at)`, which owns v and may overwrite it.
     """
 
     def __call__(self, v: Vector, at: Landscape) -> Vector:
-        """Return the direction that follows from v, which is consumed: use the result instead."""
+        """Return the direction that follows from v. It consumes v, so use the result instead."""
+        # The caller's vector is emptied, so that using it later fails instead of being wrong.
         return self.apply_(v.moved(), at)
 
     def apply_(self, v: Vector, at: Landscape) -> Vector:
-        """Return the direction that follows from v, whose storage is free to use."""
+        """Return the direction that follows from v, whose storage may be overwritten."""
         raise NotImplementedError
 
 
 @dataclass(init=False)
 class chain(Direction):
-    """Directions one after the other, in the order in which the paper applies them."""
+    """A direction that applies other directions one after the other."""
 
     parts: tuple[Direction, ...]
 
@@ -45,14 +46,14 @@ class chain(Direction):
         self.parts = parts
 
     def apply_(self, v: Vector, at: Landscape) -> Vector:
-        """Return the direction after all parts."""
+        """Return the direction that follows from v after all parts."""
         for part in self.parts:
             v = part(v, at)
         return v
 
 
 NEGLIGIBLE = 1e-6
-"""A difference below this share of its terms is rounding, not a direction."""
+"""A difference that is smaller than this share of its terms is rounding and gives no direction."""
 
 
 @dataclass
@@ -63,8 +64,8 @@ class RunningAverage(Part):
 
         m <- (1 - weight) m + weight v   (m = v at first use)
 
-    State: the average m (1 P), and whether it has started. A non-finite v changes neither. An entry
-    that is missing counts as zero in m.
+    State: the average m (1 P), and whether it has started. A v that is not finite changes neither.
+    A missing entry of v counts as zero in m.
     """
 
     stateful = True
@@ -72,7 +73,7 @@ class RunningAverage(Part):
     def _begin(self, v: Vector) -> tuple[Vector, Tensor, Tensor]:
         """Return the average so far, with zeros for new entries, and two `()` bools on the device.
 
-        They say whether the average had started before v, and whether v is finite.
+        The first is whether the average had started before v, the second whether v is finite.
         """
         finite = torch.isfinite(v.norm())
         started = self.state.tensor("started")
@@ -83,6 +84,7 @@ class RunningAverage(Part):
         average = Vector(
             (m if zero is None else zero for m, zero in zip(average, new, strict=True)), v.placement
         )
+        # The state holds this very vector: the caller moves the average in place.
         self.state.update(average=average, started=started | finite)
         return average, started, finite
 
@@ -97,10 +99,10 @@ class MinusAverage(RunningAverage):
         v <- v - sigma m               (v itself at first use)
 
     A parameter without a gradient stays without a direction. A difference below 1e-6 of the
-    gradient is rounding and becomes zero: a gradient that never changes has no noise to follow.
+    gradient is rounding and becomes zero, because a gradient that never changes has no noise.
 
     Attributes:
-        sigma: share of the average that is taken off.
+        sigma: share of the average that is subtracted.
         decay: decay of the average, per update.
     """
 
@@ -116,17 +118,20 @@ class MinusAverage(RunningAverage):
         """Return v minus its average, in v's storage."""
         size = v.norm()
         average, started, ok = self._begin(v)
+        # At first use m = v and nothing is subtracted; a v that is not finite leaves m unchanged.
         weight = torch.where(started, torch.full_like(size, 1 - self.decay), 1.0) * ok
         sigma = torch.where(started, torch.full_like(size, self.sigma), 0.0)
         scratch = Scratch()
-        v.where_(ok)  # or NaN would stay in the average
+        v.where_(ok)  # 0 * NaN is NaN, which would stay in the average for good
         for group in sweep(average.tensors, v.tensors):
             m, g = group.pieces
             _towards_(m, scratch("sub", g, m), weight)
+            # After the average has moved: it already includes this gradient, as in the paper.
             torch._foreach_sub_(g, scratch("mul", m, number(sigma, m[0])))
         _fade_(average.on([g is None for g in v]), weight, scratch)
         norm = v.changed().norm()
         noisy = (norm > NEGLIGIBLE * size).to(norm.dtype)
+        # NaN makes the radius skip an update whose gradient was not finite.
         return v.mul_(torch.where(ok, noisy, torch.full_like(noisy, math.nan)))
 
 
@@ -142,7 +147,7 @@ class AverageDirection(RunningAverage):
     A parameter without a gradient stays without a direction.
 
     Attributes:
-        theta: weight of this update's gradient in the average; 1 is no average at all.
+        theta: weight of this update's gradient in the average; 1 means no averaging at all.
     """
 
     theta: float = field(
@@ -150,15 +155,15 @@ class AverageDirection(RunningAverage):
     )
 
     def average_(self, v: Vector) -> Vector:
-        """Return the average, in v's storage; zero where v is not finite."""
+        """Return the average in v's storage, or zero if v is not finite."""
         average, started, ok = self._begin(v)
         weight = torch.where(started, torch.full_like(v.norm(), self.theta), 1.0) * ok
         scratch = Scratch()
-        v.where_(ok)  # or NaN would stay in the average
+        v.where_(ok)  # 0 * NaN is NaN, which would stay in the average for good
         for group in sweep(average.tensors, v.tensors):
             m, g = group.pieces
             _towards_(m, scratch("sub", g, m), weight)
-            torch._foreach_copy_(g, m)
+            torch._foreach_copy_(g, m)  # the perturbation will consume g, never the state
         _fade_(average.on([g is None for g in v]), weight, scratch)
         return v.changed().mul_(ok.to(v.norm().dtype))
 
@@ -177,18 +182,18 @@ class average(AverageDirection, Direction):
     """VaSSO's direction: the running average of the gradient."""
 
     def apply_(self, v: Vector, at: Landscape) -> Vector:
-        """Return the average."""
+        """Return the running average of v."""
         return self.average_(v)
 
 
 def _fade_(missing: Vector, weight: Tensor, scratch: Scratch) -> None:
-    """Move the entries of an average that have no gradient now as if it were zero."""
+    """Move those entries of an average that have no gradient now towards zero."""
     for group in sweep(missing.tensors):
         (m,) = group.pieces
         _towards_(m, scratch("neg", m), weight)
 
 
 def _towards_(m: list[Tensor], way: list[Tensor], share: Tensor) -> None:
-    """Move m by a share of the way, which is consumed."""
+    """Move m in place by a share of the way. It consumes `way`."""
     torch._foreach_mul_(way, number(share, way[0]))
     torch._foreach_add_(m, way)

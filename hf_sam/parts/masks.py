@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which weights to perturb: masks that follow the data."""
+"""Masks that choose which weights are perturbed, as the data suggest."""
 
 from __future__ import annotations
 
@@ -22,12 +22,13 @@ from .scores import Masks, Scores, largest, live_count, n_of_m, sizes, total, wh
 
 @dataclass
 class Mask(Part):
-    """Keeps a direction where a mask says so: `v <- v * mask`, after scaling as in Sparse SAM.
+    """A mask on a direction, `v <- v * mask`; Sparse SAM applies it after scaling to the radius.
 
-    The mask covers all weights that may be perturbed, those without a gradient too. It is renewed
-    at first use and then every `update_interval` updates. State: the mask (bool, one byte per
-    element; whole tensors one byte each), and the update of its last renewal. A renewal at a
-    non-finite gradient is left out, unless there is no mask yet.
+    The mask covers all weights that may be perturbed, including those without a gradient. It is
+    made at first use and renewed every `update_interval` updates. State: the mask (bool, one byte
+    per element, or one byte per tensor where a mask chooses whole tensors), and the update of its
+    last renewal. A renewal is left out while the gradient is not finite, unless there is no mask
+    yet.
 
     Attributes:
         sparsity: share of the weights that is not perturbed; 0 perturbs all, 1 none.
@@ -50,7 +51,7 @@ class Mask(Part):
     )
 
     def masked_(self, v: Vector, at: Landscape) -> Vector:
-        """Return v, in its storage, with zeros (None for whole tensors) where the mask is off."""
+        """Return v with zeros (None for whole tensors) where the mask is off, in v's storage."""
         mask = self.state.vector("mask")
         if mask is None or (self._due(at) and bool(torch.isfinite(v.norm()))):
             self._renew(_filled(v, at), at)
@@ -58,17 +59,18 @@ class Mask(Part):
 
     def _renew(self, v: Vector, at: Landscape) -> None:
         before = self.state.vector("mask")
+        # No sum over processes is taken of a mask, so it needs no placement.
         mask = Vector(self.renew(v, at, None if before is None else list(before)))
         self.state.update(mask=mask, renewed=at.progress.step)
         self.__dict__.pop("_looked", None)
 
     def load_state_dict(self, state: dict[str, StateValue]) -> None:
-        """Take over a saved mask."""
-        self.__dict__.pop("_looked", None)
+        """Replace the mask by a saved one."""
+        self.__dict__.pop("_looked", None)  # the counts of the previous mask
         super().load_state_dict(state)
 
     def realign_state(self, places: Sequence[int | None], placement: Placement) -> None:
-        """Forget the mask: the weights to choose from are others now."""
+        """Forget the mask, because the set of weights to choose from has changed."""
         self.load_state_dict({})
 
     def _due(self, at: Landscape) -> bool:
@@ -77,7 +79,7 @@ class Mask(Part):
 
     def _apply_(self, v: Vector) -> Vector:
         mask: Sequence[Tensor | None] = self.state.vector("mask") or []
-        if "_looked" not in self.__dict__:  # at the device, once per renewal
+        if "_looked" not in self.__dict__:  # the host waits for the device once per renewal
             whole = [m is None or m.ndim > 0 or bool(m) for m in mask]
             supports = Support.of([m if m is not None and m.ndim else None for m in mask])
             self.__dict__["_looked"] = whole, supports
@@ -85,31 +87,34 @@ class Mask(Part):
         scratch = Scratch()
         for group in sweep(v.tensors, [m if m is not None and m.ndim else None for m in mask]):
             mine, masks = group.pieces
+            # foreach products of a float and a bool tensor would take the slow path.
             factors = scratch.like(mine)
             torch._foreach_copy_(factors, masks)
             torch._foreach_mul_(mine, factors)
         return Masked(v.changed().on(whole), supports)
 
     def renew(self, v: Vector, at: Landscape, before: Masks | None) -> Masks:
-        """Return the next mask for the entries of v, which are zero where no gradient is.
+        """Return the next mask for the entries of v, which are zero where there is no gradient.
 
-        Each is bool, of the entry's shape, or `()` for a whole tensor.
+        Each entry is a bool tensor of the same shape, or of shape `()` for a whole tensor.
         """
         raise NotImplementedError
 
 
 @dataclass
 class FisherMask(Mask):
-    """The weights with the largest empirical Fisher information: mean squared single gradients.
+    """A mask of the weights with the largest empirical Fisher information.
 
-    The examples are drawn by the update's generator, equally on all processes, and pass through the
-    model without dropout and with the running statistics; norm statistics and random streams stay
-    as they are.
+    The score of a weight is the mean of its squared gradients over single examples. The examples
+    are drawn by the update's generator, equally on all processes. They pass through the model
+    without dropout and with the running statistics, and leave norm statistics and random
+    generators as they are.
 
     Attributes:
-        fisher_samples: examples per mask.
-        pattern: `unstructured`; `structured`, whole tensors by their mean score; or `n:m`, the n
-            largest of every m consecutive weights along the input dimension.
+        fisher_samples: the number of examples per mask.
+        pattern: `unstructured`; `structured`, which chooses whole tensors by their mean score; or
+            `n:m`, which chooses the n largest of every m consecutive weights along the input
+            dimension.
     """
 
     fisher_samples: int = field(
@@ -132,9 +137,9 @@ class FisherMask(Mask):
             )
 
     def renew_early(self, at: Landscape) -> None:
-        """Renew the mask if it is due, before a gradient takes up memory, which it does not need.
+        """Renew the mask if a renewal is due, before a gradient takes up memory.
 
-        A gradient that is not finite does not keep it from that.
+        This mask does not depend on the gradient, so one that is not finite does not matter.
         """
         if self.state.vector("mask") is None or self._due(at):
             self._renew(at.weights().on(_covered(at)), at)
@@ -155,21 +160,21 @@ class FisherMask(Mask):
         ]
         for gradient in at.example_gradients(int(self.fisher_samples)):
             _add_squares(scores, gradient)
-            del gradient  # or it would live on during the next example's pass
+            del gradient  # it would take up memory during the next example's pass
         return list(at.average_(Vector(scores)))
 
 
 @dataclass
 class DynamicMask(Mask):
-    """A mask that exchanges its least weights for others at every renewal.
+    """A mask that exchanges its weights with the smallest scores for others at every renewal.
 
-    The first mask is random, and the count of its weights never changes. At the share x of the run
-    the share `drop_rate (1 + cos(pi x)) / 2` of the live weights is exchanged.
+    The first mask is random, and the number of its weights never changes. At the share x of the
+    run, the share `drop_rate (1 + cos(pi x)) / 2` of the live weights is exchanged.
 
     Attributes:
-        drop_rate: share of the live weights that the first renewal exchanges.
-        drop: score by which live weights stay: `gradient` or `weight`.
-        growth: score by which others come: `random` or `gradient`.
+        drop_rate: the share of the live weights that the first renewal exchanges.
+        drop: the score by which live weights stay: `gradient` or `weight`.
+        growth: the score by which other weights are added: `random` or `gradient`.
     """
 
     drop_rate: float = field(
@@ -183,20 +188,21 @@ class DynamicMask(Mask):
     )
 
     def renew(self, v: Vector, at: Landscape, before: Masks | None) -> Masks:
-        """Return a random mask at first, then the old one with some weights exchanged."""
+        """Return a random mask at first, and then the previous one with some weights exchanged."""
         placement = v.placement
         if before is None:
             return largest(_random(v, at), live_count(list(v), self.sparsity, placement), placement)
         live = total([None if m is None else torch.count_nonzero(m) for m in before], placement)
         dead = total(sizes(before), placement) - live
         rate = self.drop_rate * (1 + math.cos(math.pi * at.progress.fraction)) / 2
-        exchanged = min(int(live * rate), dead)
+        exchanged = min(int(live * rate), dead)  # so that the number of live weights stays
         weights = at.weights().on(v.selection)
         kept_by = _magnitudes(v if self.drop == "gradient" else weights)
         keep = largest(_only(kept_by, before, True), live - exchanged, placement)
-        del kept_by  # one set of scores at a time
+        del kept_by  # so that only one set of scores exists at a time
         grown_by = _random(v, at) if self.growth == "random" else _magnitudes(v)
         grow = largest(_only(grown_by, before, False), exchanged, placement)
+        # Kept and grown weights are disjoint: one comes from the old mask, one from its complement.
         return [
             None if a is None or b is None else a.logical_or_(b)
             for a, b in zip(keep, grow, strict=True)
@@ -208,7 +214,7 @@ class fisher_mask(FisherMask, Direction):
     """Sparse SAM's Fisher mask, as a direction of its own."""
 
     def apply_(self, v: Vector, at: Landscape) -> Vector:
-        """Return v where the mask is on."""
+        """Return v with zeros where the mask is off."""
         return self.masked_(v, at)
 
 
@@ -217,7 +223,7 @@ class dynamic_mask(DynamicMask, Direction):
     """Sparse SAM's dynamic mask, as a direction of its own."""
 
     def apply_(self, v: Vector, at: Landscape) -> Vector:
-        """Return v where the mask is on."""
+        """Return v with zeros where the mask is off."""
         return self.masked_(v, at)
 
 
@@ -228,17 +234,17 @@ def _add_squares(scores: Scores, gradient: Vector) -> None:
 
 
 def _n_of_m(pattern: str) -> tuple[int, int]:
-    found = re.fullmatch(r"(\d+):(\d+)", pattern)
-    if not found or not 1 <= int(found[1]) <= int(found[2]):
+    match = re.fullmatch(r"(\d+):(\d+)", pattern)
+    if not match or not 1 <= int(match[1]) <= int(match[2]):
         raise ValueError(
             f"pattern={pattern!r} is not one of unstructured, structured, or n:m with 1 <= n <= m "
-            f"such as 2:4"
+            "such as 2:4"
         )
-    return int(found[1]), int(found[2])
+    return int(match[1]), int(match[2])
 
 
 def _filled(v: Vector, at: Landscape) -> Vector:
-    """Return v with zeros where a parameter that may be perturbed has no entry."""
+    """Return v with zeros for the parameters that may be perturbed and have no entry."""
     tensors = (
         (torch.zeros_like(w) if t is None and w is not None and covers else t)
         for t, w, covers in zip(v, at.weights(), _covered(at), strict=True)
@@ -247,12 +253,15 @@ def _filled(v: Vector, at: Landscape) -> Vector:
 
 
 def _covered(at: Landscape) -> list[bool]:
-    """Return which parameters a mask covers: those that may be perturbed."""
+    """Return the selection of the parameters that a mask covers: those that may be perturbed."""
     return [chosen and p.requires_grad for p, chosen in zip(at.params, at.where, strict=True)]
 
 
 def _random(v: Vector, at: Landscape) -> Scores:
-    """Return uniform scores by the update's generator, drawn for whole tensors on every process."""
+    """Return uniform scores from the update's generator.
+
+    Every process draws for whole tensors and keeps its rows, so that all processes agree.
+    """
     draw: Any = at.generator
     return [
         None
@@ -267,7 +276,7 @@ def _magnitudes(v: Sequence[Tensor | None]) -> Scores:
 
 
 def _only(scores: Scores, mask: Masks, on: bool) -> Scores:
-    """Return the scores, in float32 and in place, with -1 where the mask is not `on`."""
+    """Replace the scores by -1, which is never chosen, where the mask is not `on`."""
     for i, (s, m) in enumerate(zip(scores, mask, strict=True)):
         scores[i] = None if s is None or m is None else s.float().masked_fill_(m != on, -1.0)
     return scores

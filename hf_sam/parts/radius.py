@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How far to perturb: radii, and schedules for them."""
+"""Radii of perturbations, and schedules for them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from .direction import Direction
 class RhoSchedule(Part):
     """A radius that changes over the run: `schedule(at, norm)` returns rho for this update.
 
-    `norm` is the `()` norm of the direction that will be scaled.
+    The argument `norm` is the `()` norm of the direction that will be scaled.
     """
 
     def __call__(self, at: Landscape, norm: Tensor) -> Scalar:
@@ -32,7 +32,7 @@ class RhoSchedule(Part):
 
 @dataclass
 class linear(RhoSchedule):
-    """From `start` to `end`, linearly over the run."""
+    """A radius that goes linearly from `start` to `end` over the run."""
 
     start: float = field(metadata={"low": 0.0})
     end: float = field(metadata={"low": 0.0})
@@ -44,7 +44,7 @@ class linear(RhoSchedule):
 
 @dataclass
 class cosine(RhoSchedule):
-    """From `start` to `end` along half a cosine over the run."""
+    """A radius that goes from `start` to `end` along half a cosine over the run."""
 
     start: float = field(metadata={"low": 0.0})
     end: float = field(metadata={"low": 0.0})
@@ -58,8 +58,9 @@ class cosine(RhoSchedule):
 
 @dataclass
 class lr(RhoSchedule):
-    """`rho` times the learning rate's share of its maximum (GSAM's schedule with a minimum of
-    zero).
+    """The radius `rho`, multiplied by the learning rate's share of its maximum.
+
+    This is GSAM's schedule with a minimum of zero.
     """
 
     rho: float = field(metadata={"low": 0.0})
@@ -71,12 +72,11 @@ class lr(RhoSchedule):
 
 @dataclass
 class budget(RhoSchedule):
-    """The radius at which the loss rises, to first order, by the share `c` of itself: min(c loss /
-    |g|, rho_max).
+    """The radius at which the loss rises by the share `c` of itself, to first order.
 
-    Scale-free: neither the loss's scale nor the model's size changes the relative rise. Where the
-    gradient vanishes and the loss does not, on a plateau, it grows without bound and keeps the
-    training there: give `rho_max`.
+    It is min(c loss / |g|, rho_max). Neither the loss's scale nor the model's size changes the
+    relative rise. On a plateau, where the gradient vanishes and the loss does not, the radius grows
+    without bound and keeps the training on the plateau, so give `rho_max`.
     """
 
     c: float = field(metadata={"low": 0.0})
@@ -84,7 +84,8 @@ class budget(RhoSchedule):
 
     def __call__(self, at: Landscape, norm: Tensor) -> Scalar:
         """Return rho for this update as a `()` tensor."""
-        rise = self.c * at.mean_loss().to(norm).abs() / norm  # also of a loss below zero
+        # The loss's absolute value, as a loss below zero would give a negative radius.
+        rise = self.c * at.mean_loss().to(norm).abs() / norm
         return rise if self.rho_max is None else rise.clamp(max=self.rho_max)
 
 
@@ -100,8 +101,9 @@ SCHEDULES: dict[str, type[RhoSchedule]] = {
 def to_length_(v: Vector, rho: Rho, norm: Tensor, at: Landscape) -> Vector:
     """Scale v in place by rho / norm.
 
-    A norm that is zero or not finite scales by zero, and is noted as skipped.
+    If the norm is zero or not finite, the factor is zero and the perturbation counts as skipped.
     """
+    # The device decides, so that the host does not wait for the gradient.
     ok = torch.isfinite(norm) & (norm > 0)
     at.skip(~ok)
     length = rho(at, norm) if isinstance(rho, RhoSchedule) else rho
@@ -110,12 +112,12 @@ def to_length_(v: Vector, rho: Rho, norm: Tensor, at: Landscape) -> Vector:
 
 @dataclass
 class radius(Direction):
-    """rho v / |v|: SAM's perturbation for v = gradient, one norm over all perturbed parameters."""
+    """SAM's perturbation rho v / |v|, with one norm over all perturbed parameters."""
 
     rho: Rho = field(default=0.05, metadata={"help": "radius, weight-space L2 norm", "low": 0.0})
 
     def apply_(self, v: Vector, at: Landscape) -> Vector:
-        """Return v with length rho."""
+        """Return v, scaled to the length rho."""
         return to_length_(v, self.rho, v.norm(), at)
 
 
@@ -128,7 +130,7 @@ class layer_radius(Direction):
         unit    rho v_l / |v_l|
         trust   rho |w_l| v_l / |v_l|
 
-    A tensor whose direction (or, under `trust`, whose weights) are zero stays where it is.
+    A tensor is not perturbed if its direction is zero or, under `trust`, if its weights are zero.
     """
 
     rho: Rho = field(default=0.05, metadata={"help": "radius per tensor", "low": 0.0})
@@ -137,7 +139,7 @@ class layer_radius(Direction):
     )
 
     def apply_(self, v: Vector, at: Landscape) -> Vector:
-        """Return v with a length per tensor."""
+        """Return v, in which every tensor is scaled to a length of its own."""
         norm = v.norm()
         at.skip(~(torch.isfinite(norm) & (norm > 0)))
         rho = self.rho(at, norm) if isinstance(self.rho, RhoSchedule) else self.rho
@@ -147,29 +149,30 @@ class layer_radius(Direction):
             length = rho if weights is None else rho * weights[i]
             zero = torch.zeros_like(sizes[i])
             v[i].mul_(torch.where(sizes[i] > 0, length / sizes[i], zero).to(v[i].device))  # type: ignore[union-attr]
-        return v.changed()
+        return v.changed()  # the entries were written to directly, so the norm is unknown now
 
 
 @dataclass
 class adaptive_radius(Direction):
-    """rho T^2 v / |T v| with T = |w| + eta for parameters named `*weight*` and T = 1 for others:
-    ASAM's perturbation.
+    """ASAM's perturbation rho T^2 v / |T v|.
+
+    T is |w| + eta for parameters whose name contains "weight", and 1 for all others.
     """
 
     rho: Rho = field(default=0.5, metadata={"help": "radius, dimensionless", "low": 0.0})
     eta: float = field(default=0.01, metadata={"help": "added to |w|", "low": 0.0})
 
     def apply_(self, v: Vector, at: Landscape) -> Vector:
-        """Return the scaled direction."""
+        """Return rho T^2 v / |T v|."""
         names = at.names or ["weight"] * len(v)
-        scaled = v.on(["weight" in name for name in names])  # where T is not 1
+        scaled = v.on(["weight" in name for name in names])  # the parameters for which T is not 1
         sums, scratch = Sums(len(v)), Scratch()
         for group in sweep(scaled.tensors, at.weights().tensors):
             mine, weights = group.pieces
             t = scratch("abs", weights)
             torch._foreach_add_(t, self.eta)
             torch._foreach_mul_(mine, t)
-            sums.add_squares(group.places, mine)
+            sums.add_squares(group.places, mine)  # of T v, between the two factors of T^2
             torch._foreach_mul_(mine, t)
         for group in sweep(v.on(["weight" not in name for name in names]).tensors):
             sums.add_squares(group.places, *group.pieces)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The choice of the largest scores over all parameters, on any number of processes."""
+"""Selection of the largest scores over all parameters, on any number of processes."""
 
 from __future__ import annotations
 
@@ -22,29 +22,31 @@ LARGEST = 0x7F7FFFFF
 
 
 def live_count(scores: Scores, sparsity: float, placement: Placement = WHOLE) -> int:
-    """Return how many weights are perturbed: N - ceil(sparsity N)."""
+    """Return the number of weights that are perturbed, N - ceil(sparsity N)."""
     every = total(sizes(scores), placement)
+    # The tolerance is relative to N, for products such as 0.07 * 100 = 7.000000000000001.
     return every - math.ceil(sparsity * every - 1e-9 * every)
 
 
 def largest(scores: Scores, count: int, placement: Placement = WHOLE) -> Masks:
-    """Return masks of the `count` largest scores over all tensors together, the first ones among
-    equals.
+    """Return masks of the `count` largest scores over all tensors together.
 
-    The threshold is found by bisection over the non-negative float32 numbers, from counts, so that
-    nothing is sorted, and processes that hold rows exchange nothing but counts. Negative scores
-    are never chosen; non-finite ones count as zero.
+    Among equal scores the first ones are chosen. Bisection over the non-negative float32 numbers
+    finds the threshold from counts alone, so that nothing is sorted, and processes that hold rows
+    exchange nothing but counts. Negative scores are never chosen, and scores that are not finite
+    count as zero.
     """
-    found = [None if s is None else _finite(s.float()) for s in scores]
+    narrow = [None if s is None else _finite(s.float()) for s in scores]
+    # Non-negative floats are ordered as their bits are, so 31 steps over integers suffice.
     low, high = 0, LARGEST
     while low < high:
         middle = (low + high + 1) // 2
-        reached = [None if s is None else torch.count_nonzero(s >= _float(middle)) for s in found]
+        reached = [None if s is None else torch.count_nonzero(s >= _float(middle)) for s in narrow]
         if total(reached, placement) >= count:
             low = middle
         else:
             high = middle - 1
-    return _above(found, _float(low), count, placement)
+    return _above(narrow, _float(low), count, placement)
 
 
 def _above(scores: Scores, threshold: float, count: int, placement: Placement) -> Masks:
@@ -52,13 +54,14 @@ def _above(scores: Scores, threshold: float, count: int, placement: Placement) -
     masks = [None if s is None else s > threshold for s in scores]
     above = [None if m is None else torch.count_nonzero(m) for m in masks]
     ties = [None if s is None else torch.count_nonzero(s == threshold) for s in scores]
-    missing = count - total(above, placement)
+    missing = count - total(above, placement)  # so many of the ties are chosen, from the first on
     parts = zip(masks, scores, placement.sums(ties), placement.before(ties), strict=True)
     for mask, s, everywhere, before in parts:
         if mask is None or s is None or everywhere is None or before is None or missing <= 0:
             continue
         tie = s == threshold
         if (n := int(everywhere)) > missing:
+            # Ties in rows that other processes hold earlier come first.
             tie = _first(tie, missing - int(before))
         missing -= n
         mask |= tie
@@ -66,16 +69,14 @@ def _above(scores: Scores, threshold: float, count: int, placement: Placement) -
 
 
 def _first(mask: Tensor, count: int) -> Tensor:
-    """Return the mask of the first `count` elements that are on; 8 bytes of scratch for each of
-    those in a group.
-    """
+    """Return the mask of the first `count` elements that are on, with bounded scratch memory."""
     flat = mask.flatten()
-    for group in sweep([flat]):
+    for group in sweep([flat]):  # in groups, because `cumsum` takes 8 bytes for each element
         run = group.pieces[0][0]
-        found = int(run.count_nonzero())
-        if found > count:
+        on = int(run.count_nonzero())
+        if on > count:
             run &= run.cumsum(0) <= count
-        count = max(count - found, 0)
+        count = max(count - on, 0)
     return flat.view(mask.shape)
 
 
@@ -90,18 +91,20 @@ def sizes(tensors: Sequence[Tensor | None]) -> list[Tensor | None]:
 
 
 def _finite(scores: Tensor) -> Tensor:
-    """Return the scores, in the same storage if all are finite, else with zeros in their place."""
+    """Return the scores with zeros in place of those that are not finite."""
+    # One sum finds NaN and infinity without a mask; the usual case needs no copy.
     return scores if bool(scores.sum().isfinite()) else scores.nan_to_num(0.0, 0.0, 0.0)
 
 
 def _float(bits: int) -> float:
-    """Return the float32 number of these bits; in the order of the bits, if not negative."""
+    """Return the float32 number that has these bits."""
     return float(struct.unpack("f", struct.pack("I", bits))[0])
 
 
 def whole_tensors(scores: Scores, count: int, placement: Placement = WHOLE) -> Masks:
-    """Return `()` masks of whole tensors, by mean score from the largest down until `count`
-    weights are on.
+    """Return `()` masks of whole tensors, of which at least `count` weights are on.
+
+    Tensors are switched on in the order of their mean scores, from the largest down.
     """
     finite = [None if s is None else s.nan_to_num(0.0, 0.0, 0.0).sum() for s in scores]
     sums: list[Any] = placement.sums(finite)
@@ -120,15 +123,16 @@ def whole_tensors(scores: Scores, count: int, placement: Placement = WHOLE) -> M
 
 
 def n_of_m(scores: Tensor, n: int, m: int) -> Tensor:
-    """Return the mask of the n largest of every m consecutive scores along the input dimension (the
-    second).
+    """Return the mask of the n largest of every m consecutive scores along the second dimension.
 
-    A vector is on as a whole. Where the dimension is not a multiple of m the last group is shorter.
+    That dimension is a layer's input. A vector is on as a whole. If the size of the dimension is
+    not a multiple of m, the last group is shorter.
     """
     if scores.ndim < 2:
         return torch.ones((), dtype=torch.bool, device=scores.device)
     rows = scores.transpose(1, -1).contiguous()
     length = rows.shape[-1]
+    # Scores are not negative, so that the padding is chosen only if a group has too few weights.
     padded = torch.nn.functional.pad(rows, (0, -length % m), value=-1.0)
     groups = padded.reshape(-1, m)
     mask = torch.zeros_like(groups, dtype=torch.bool)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""When to perturb: schedules, each a yes or no per update, equal on all ranks."""
+"""Schedules that decide which updates are perturbed, equally on all ranks."""
 
 from __future__ import annotations
 
@@ -17,10 +17,11 @@ SHARE = {"low": 0.0, "high": 1.0}
 
 @dataclass
 class Schedule(Part):
-    """`schedule(at)` says whether this update is perturbed.
+    """`schedule(at)` returns whether this update is perturbed.
 
-    Class attribute `needs_gradient`: the answer depends on the gradient at w, so the method must
-    start with it.
+    Class attributes:
+        needs_gradient: whether the decision depends on the gradient at w, so that the method must
+            start with that gradient.
     """
 
     needs_gradient: ClassVar[bool] = False
@@ -30,45 +31,45 @@ class Schedule(Part):
         raise NotImplementedError
 
     def ever(self, total: int, warmup: int = 0) -> bool:
-        """Return whether any of `total` updates, `warmup` of them warm-up, can be perturbed."""
+        """Return whether any of `total` updates can be picked; `warmup` of them are warm-up."""
         return True
 
 
 @dataclass
 class always(Schedule):
-    """Every update."""
+    """All updates are perturbed."""
 
     def __call__(self, at: Landscape) -> bool:
-        """Yes."""
+        """Return true for every update."""
         return True
 
 
 @dataclass
 class between(Schedule):
-    """From the share `start` of all updates up to, but not including, the share `end`."""
+    """Updates from the share `start` of the run up to, but not including, the share `end`."""
 
     start: float = field(metadata={"help": "fraction of all updates", **SHARE})
     end: float = field(metadata={"help": "fraction of all updates", **SHARE})
 
     def __call__(self, at: Landscape) -> bool:
-        """Return whether the update lies between."""
+        """Return whether the update lies between `start` and `end`."""
         return self.start <= at.progress.fraction < self.end
 
     def ever(self, total: int, warmup: int = 0) -> bool:
-        """Return whether some update lies between."""
-        first = math.ceil(self.start * total)
+        """Return whether some update lies between `start` and `end`."""
+        first = math.ceil(self.start * total)  # the first update that is not before `start`
         return first < total and first / max(total, 1) < self.end
 
 
 class after(between):
-    """From the share `start` of all updates to the end."""
+    """Updates from the share `start` of the run to its end."""
 
     def __init__(self, start: float) -> None:
         super().__init__(start, 1.0)
 
 
 class before(between):
-    """Up to, but not including, the share `end` of all updates."""
+    """Updates up to, but not including, the share `end` of the run."""
 
     def __init__(self, end: float) -> None:
         super().__init__(0.0, end)
@@ -81,13 +82,13 @@ class every(Schedule):
     k: int = field(metadata={"help": "updates", "low": 1, "whole": True})
 
     def __call__(self, at: Landscape) -> bool:
-        """Return whether it is this one's turn."""
+        """Return whether the number of this update is a multiple of k."""
         return at.progress.step % int(self.k) == 0
 
 
 @dataclass
 class after_warmup(Schedule):
-    """From the end of the learning rate's warm-up."""
+    """Updates after the learning rate's warm-up."""
 
     def __call__(self, at: Landscape) -> bool:
         """Return whether the warm-up is over."""
@@ -100,21 +101,22 @@ class after_warmup(Schedule):
 
 @dataclass
 class Coin(Schedule):
-    """A coin per update that falls on yes with `probability(x)` at the share x of the run.
+    """A coin for every update, which picks it with `probability(x)` at the share x of the run.
 
-    The coin is a function of (seed, update): nothing to save, nothing to drift between ranks.
+    The coin is a function of (seed, update), so that it needs no state and is equal on all ranks.
     """
 
     def probability(self, x: float) -> float:
-        """Return p at the share x, 0 to 1, of the run."""
+        """Return the probability at the share x of the run, 0 to 1."""
         raise NotImplementedError
 
     def ever(self, total: int, warmup: int = 0) -> bool:
-        """Return whether p is above zero at some update."""
+        """Return whether the probability is above zero at some update."""
         return any(self.probability(t / total) > 0 for t in range(total))
 
     def __call__(self, at: Landscape) -> bool:
-        """Throw the coin."""
+        """Return whether the coin picks this update."""
+        # A generator of its own: the method's draws from `at.generator` do not move the coin.
         mixed = (
             at.seed * 0x2545F4914F6CDD1D + at.progress.step * 0x9E3779B97F4A7C15 + 0xC0FFEE
         ) % (1 << 63)
@@ -124,55 +126,55 @@ class Coin(Schedule):
 
 @dataclass
 class constant(Coin):
-    """Always with probability p."""
+    """Each update with the same probability p."""
 
     p: float = field(metadata={"help": "probability", **SHARE})
 
     def probability(self, x: float) -> float:
-        """Return p."""
+        """Return the constant probability p."""
         return self.p
 
 
 @dataclass
 class piecewise(Coin):
-    """With probability p_start before the share `switch` of the run, p_end from there on."""
+    """Each update with probability p_start before the share `switch` of the run, then p_end."""
 
     p_start: float = field(metadata={"help": "probability", **SHARE})
     p_end: float = field(metadata={"help": "probability", **SHARE})
     switch: float = field(metadata={"help": "fraction of all updates", **SHARE})
 
     def probability(self, x: float) -> float:
-        """Return p at x."""
+        """Return the probability at the share x of the run."""
         return self.p_start if x < self.switch else self.p_end
 
 
 @dataclass
 class linear(Coin):
-    """With a probability that goes linearly from p_start to p_end."""
+    """Each update with a probability that goes linearly from p_start to p_end."""
 
     p_start: float = field(metadata={"help": "probability", **SHARE})
     p_end: float = field(metadata={"help": "probability", **SHARE})
 
     def probability(self, x: float) -> float:
-        """Return p at x."""
+        """Return the probability at the share x of the run."""
         return self.p_start + (self.p_end - self.p_start) * x
 
 
 @dataclass
 class trigonometric(Coin):
-    """With a probability that goes from p_start to p_end along half a cosine."""
+    """Each update with a probability that goes from p_start to p_end along half a cosine."""
 
     p_start: float = field(metadata={"help": "probability", **SHARE})
     p_end: float = field(metadata={"help": "probability", **SHARE})
 
     def probability(self, x: float) -> float:
-        """Return p at x."""
+        """Return the probability at the share x of the run."""
         return self.p_start + (self.p_end - self.p_start) * (1 - math.cos(math.pi * x)) / 2
 
 
 @dataclass
 class adaptive(Schedule):
-    """AE-SAM's gate: perturb where the gradient is long for its running mean and spread.
+    """AE-SAM's gate: updates whose squared gradient norm is large for its running mean and spread.
 
     Jiang et al., ICLR 2023, arXiv 2304.14647::
 
@@ -180,9 +182,9 @@ class adaptive(Schedule):
         sigma^2 <- delta sigma^2 + (1 - delta) (|g|^2 - mu)^2
         perturb iff |g|^2 >= mu + c sigma,  c from lambda_2 (start of the run) to lambda_1 (end)
 
-    State: mu and sigma^2. The decision needs the gradient's norm on the host, one synchronisation
-    per update. The averages start at the first finite |g|^2; a non-finite one changes nothing and
-    is not perturbed.
+    State: mu and sigma^2. The decision needs the gradient's norm on the host, which is one
+    synchronisation per update. The averages start at the first finite |g|^2. An update whose |g|^2
+    is not finite changes neither average and is not perturbed.
     """
 
     stateful = True
@@ -193,11 +195,12 @@ class adaptive(Schedule):
     lambda_2: float = field(default=1.0, metadata={"help": "c at the start of the run"})
 
     def __call__(self, at: Landscape) -> bool:
-        """Return whether |g|^2 is large enough."""
-        square = float(at.peek().norm()) ** 2
+        """Return whether |g|^2 is large enough to perturb."""
+        square = float(at.peek().norm()) ** 2  # peek: the method's first pass is this gradient
         if not math.isfinite(square):
             return False
         mu, variance = self.state.number("mu", square), self.state.number("variance", 0.0)
+        # The spread is around the new mean, as in the paper.
         mu = self.delta * mu + (1 - self.delta) * square
         variance = self.delta * variance + (1 - self.delta) * (square - mu) ** 2
         self.state.update(mu=mu, variance=variance)

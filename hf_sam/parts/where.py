@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where to perturb: which trainable parameters, by kind of layer or by name."""
+"""Selection of the trainable parameters that are perturbed, by kind of layer or by name."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ KINDS = ("all", "norm", "no_norm", "no_embeddings")
 
 
 def kinds_of(model: nn.Module) -> tuple[set[int], set[int]]:
-    """Return the ids of the parameters of normalisation layers, and of embeddings."""
+    """Return the ids of the parameters of normalisation layers, and those of embeddings."""
     norm: set[int] = set()
     embedding: set[int] = set()
+    # By class name, because every model family has norm and embedding classes of its own.
     for module in model.modules():
         own = {id(p) for p in module.parameters(recurse=False)}
         if "norm" in type(module).__name__.lower():
@@ -35,14 +36,15 @@ def choose(
 ) -> Selection:
     """Return the trainable parameters that are perturbed.
 
-    A parameter is chosen if any positive pattern (`all`, `norm`, a regular expression searched in
-    its name) matches, or if there is none, and no negative one (`no_norm`, `no_embeddings`) does.
+    A parameter is chosen if a positive pattern matches it, or if there is no positive pattern, and
+    if no negative pattern matches it. Positive patterns are `all`, `norm` and regular expressions
+    that are searched in its name; negative ones are `no_norm` and `no_embeddings`.
 
     Args:
         patterns: the user's `sam_where`.
         params: the P parameters of the optimizer.
         names: their names.
-        model: tells normalisation layers and embeddings.
+        model: the model, whose modules tell normalisation layers and embeddings.
 
     Raises:
         ValueError: a pattern is no regular expression.
@@ -61,16 +63,16 @@ def choose(
 def check_patterns(
     patterns: Sequence[str], params: Sequence[Tensor], names: Sequence[str], model: nn.Module
 ) -> None:
-    """Refuse patterns that choose nothing when training begins.
+    """Refuse patterns that choose no parameter when training begins.
 
     Args:
         patterns: the user's `sam_where`.
         params: the P parameters of the optimizer.
         names: their names.
-        model: tells normalisation layers and embeddings.
+        model: the model, whose modules tell normalisation layers and embeddings.
 
     Raises:
-        ValueError: a pattern matches no trainable parameter, or all of them together leave none.
+        ValueError: a pattern matches no trainable parameter, or all patterns together leave none.
     """
     for pattern in patterns:
         if pattern not in NEGATIVE and not any(choose([pattern], params, names, model)):
@@ -89,7 +91,7 @@ def check_patterns(
 def _matches(
     pattern: str, params: Sequence[Tensor], names: Sequence[str], model: nn.Module
 ) -> list[bool]:
-    """Return which parameters a pattern names, also one that is to be left out."""
+    """Return which parameters a pattern names, whether it includes or excludes them."""
     norm, embedding = kinds_of(model)
     if pattern == "all":
         return [True] * len(params)

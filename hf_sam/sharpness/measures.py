@@ -32,16 +32,17 @@ def model_loss(model: nn.Module, batch: Any) -> Tensor:
 class Surface:
     """The mean loss of a model on fixed batches, in eval mode, as a function of its weights.
 
-    Only reads: weights, gradients, and training or eval mode of each module are afterwards what
-    they were. Batches count by their number of examples.
+    The weights, the gradients, and the training or eval mode of each module are restored after each
+    evaluation. Batches are weighted by their number of examples.
 
     Args:
-        model: on the batches' device.
-        batches: each what `loss` takes.
-        loss: `f(model, batch)` returns the batch's mean loss of shape (); default: the model's own.
+        model: the model, on the batches' device.
+        batches: the batches, in any form that `loss` accepts.
+        loss: a function `f(model, batch)` that returns the batch's mean loss of shape (); by
+            default the model's own loss.
 
     Raises:
-        ValueError: no batch, or no trainable parameter.
+        ValueError: there is no batch, or no trainable parameter.
     """
 
     def __init__(self, model: nn.Module, batches: Sequence[Any], loss: Loss = model_loss) -> None:
@@ -80,7 +81,7 @@ class Surface:
 
 @dataclass(frozen=True)
 class Sharpness:
-    """What `sharpness` measured.
+    """The result of `sharpness`.
 
     Attributes:
         sharpness: loss(w + rho g/|g|) - loss(w).
@@ -150,7 +151,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def _without_gradients(params: Sequence[Tensor]) -> Iterator[None]:
-    """Set all gradients aside for the block."""
+    """Remove all gradients for the block, and put them back after it."""
     kept = [p.grad for p in params]
     for p in params:
         p.grad = None

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from hf_sam import ESAM, METHODS, MSAM, SAM, Landscape, Plain, SparseSAMDynamic, SparseSAMFisher
-from hf_sam.parts.examples import most
+from hf_sam.methods.esam import most
 from tests.methods.quadratic import LR, Quadratic, close
 
 
