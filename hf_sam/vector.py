@@ -50,8 +50,7 @@ class Placement:
         if self is WHOLE:
             # One process needs no number per parameter, and so launches fewer kernels.
             return sums.total
-        # A process that holds no rows of a parameter has no number, but gets the others' sum: all
-        # processes have to find the same total.
+        # A process that holds no rows of a parameter has no number, but gets the others' sum.
         numbers = sums.numbers
         zero = torch.zeros_like(next((n for n in numbers if n is not None), torch.zeros(())))
         return add_up(self.sums([zero if n is None else n for n in numbers]))
@@ -63,12 +62,11 @@ WHOLE = Placement()
 class Vector(Sequence[Tensor | None]):
     """A point or direction in weight space: one tensor per trainable parameter, in their order.
 
-    An entry is `None` if there is nothing (no gradient, or a parameter that is not perturbed). In
-    sums `None` counts as zero (`None + x = x`); in products and scalings it stays `None`. The
-    operators `+ - * /` make new vectors; methods whose names end in `_` change this one in place.
-    `*` with another vector is element by element. If the parameters are spread over processes, each
-    process holds some of their rows, and `placement` adds up over all of them, so that `dot` and
-    `norm` are global.
+    An entry is `None` if there is no gradient, or a parameter is not perturbed. In sums `None`
+    counts as zero; in products it stays `None`. The operators `+ - * /` make new vectors, element
+    by element; methods whose names end in `_` change this one in place. If the parameters are
+    spread over processes, each process holds some of their rows, and `placement` adds up over all
+    of them, so that `dot` and `norm` are global.
 
     The factor of `mul_` is applied when the entries are read. A caller that walks over them anyway
     can apply it itself, and so save a walk (`hand_over_unscaled`).
@@ -185,8 +183,7 @@ class Vector(Sequence[Tensor | None]):
     def where_(self, ok: Tensor, other: Vector | None = None) -> Vector:
         """Replace the entries by those of `other` (or zero) unless the `()` bool `ok` is true.
 
-        The device decides, so that the host need not wait. Methods use this to keep values that are
-        not finite out of their state.
+        The device decides, so the host need not wait. It keeps non-finite values out of state.
         """
         self._norm = None
         for places in by_kind(self.tensors):

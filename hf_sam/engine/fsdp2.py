@@ -111,6 +111,12 @@ class ShardedEngine(AcceleratedEngine):
         self._modules = [m for m in model.modules() if isinstance(m, FSDPModule)]
         self._reshard()
 
+    def start(self) -> None:
+        """Begin a new update, with every parameter in its sharded form."""
+        super().start()
+        # A forward that no backward followed leaves the whole parameters in their places.
+        self._reshard()
+
     def params(self, optimizer: Any) -> list[Tensor]:
         """Return the trainable parameters, in the optimizer's order."""
         params = super().params(optimizer)
