@@ -109,5 +109,5 @@ def test_the_plans_are_arguments_of_run_glue(tmp_path: Path) -> None:
         for flags in glue.read_plan(path).values():
             words = glue.flags_of(flags | {"output_dir": str(tmp_path)})
             _, data, args = parse_arguments(words)
-            assert data.task_name == flags["task_name"]
+            assert data.task_name == flags.get("task_name")
             assert args.sam == flags["sam"]

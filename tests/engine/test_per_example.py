@@ -209,17 +209,14 @@ def test_your_own(tmp_path: Path) -> None:
     def own(outputs: Any, labels: Tensor) -> Tensor:
         return (outputs.logits.softmax(-1).gather(1, labels[:, None]).squeeze(1) - 1).square()
 
-    trainer, batch = build("single label", tmp_path, compute_loss_func=loss)
-    trainer._passes._per_example_loss_func = own
-    check(trainer, batch)
+    check(*build("single label", tmp_path, compute_loss_func=loss, per_example_loss_func=own))
 
 
 @pytest.mark.parametrize(
     "wrong", [lambda o, y: o.logits.mean(), lambda o, y: o.logits, lambda o, y: [1]]
 )
 def test_your_own_of_a_wrong_shape(wrong: Any, tmp_path: Path) -> None:
-    trainer, batch = build("single label", tmp_path)
-    trainer._passes._per_example_loss_func = wrong
+    trainer, batch = build("single label", tmp_path, per_example_loss_func=wrong)
     with pytest.raises(ValueError, match=r"per_example_loss_func returned .* shape \(B,\)"):
         losses_of(trainer, batch)
 
