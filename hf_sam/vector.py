@@ -183,7 +183,7 @@ class Vector(Sequence[Tensor | None]):
     def where_(self, ok: Tensor, other: Vector | None = None) -> Vector:
         """Replace the entries by those of `other` (or zero) unless the `()` bool `ok` is true.
 
-        The device decides, so the host need not wait. It keeps non-finite values out of state.
+        The device decides and the host need not wait. Methods keep non-finite state out with it.
         """
         self._norm = None
         for places in by_kind(self.tensors):

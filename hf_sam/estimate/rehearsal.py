@@ -62,7 +62,7 @@ class Chain:
 
     @property
     def bytes(self) -> int:
-        """P."""
+        """P: what the weights take, in bytes."""
         return sum(p.numel() * p.element_size() for p in self.params)
 
     def losses(self, x: Tensor) -> Tensor:
@@ -73,7 +73,7 @@ class Chain:
         return x.square().mean(1)
 
     def backward(self, batch: Any, share: Any = 1.0, **with_losses: bool) -> Any:
-        """See `Backward`."""
+        """Run forward and backward of one batch, as `Backward` describes."""
         losses = self.losses(batch)
         self.backwards, self.gradients = self.backwards + len(batch), self.gradients + 1
         loss = losses.mean() * share
@@ -86,7 +86,7 @@ class Chain:
             return self.losses(x)
 
     def batch(self, seed: int, n: int) -> Tensor:
-        """Return examples."""
+        """Return n examples of shape (n, width), drawn from the seed."""
         width = self.params[0].shape[0]
         return torch.randn(n, width, generator=torch.Generator().manual_seed(seed))
 
