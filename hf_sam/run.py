@@ -11,12 +11,13 @@ from typing import Any
 from torch import Tensor, nn
 from transformers.trainer_utils import has_length
 
-from .arguments import option
+from .arguments import main_method, option
 from .callbacks.memory import MemoryCallback
 from .engine.accelerated import AcceleratedEngine
 from .engine.checkpoint import load_state, save_state
 from .engine.choice import check_optimizer, engine_for
 from .engine.table import is_fsdp2, reentrant
+from .host.advice import advise_radius, from_checkpoint
 from .host.checks import GIVEN, check_averaged
 from .host.hooks import check_hooks
 from .host.learning_rate import RateShare
@@ -66,6 +67,8 @@ class Run:
         self._records = self._new_records()
         self.means = RunningMeans()
         self.memory: MemoryCallback | None = None
+        # Looked at here, as an engine may put other parameters in the place of these.
+        self._loaded = from_checkpoint(trainer.model.parameters())
 
     def _new_records(self) -> Records:
         """Return the store of the state that passes change."""
@@ -117,6 +120,8 @@ class Run:
         self._find_parameters()
         self._rate_share = RateShare(trainer.optimizer, trainer.lr_scheduler, total)
         self._warn_never(total)
+        if self._loaded and option(trainer.args, "sam_rho") is None:
+            advise_radius(*main_method(self.method), trainer._warn)
         batches = len(loader) if has_length(loader) else None
         self._per_epoch = batches and math.ceil(batches / trainer.args.gradient_accumulation_steps)
         self._check_data_needs(loader)

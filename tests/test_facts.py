@@ -46,6 +46,14 @@ def test_benchmarks_predict_those_passes(key: str) -> None:
     assert predicted(method, 1024).backwards == pytest.approx(asks(method).passes, rel=0.1)
 
 
+@every_key
+def test_a_default_radius_has_advice_for_pretrained_weights(key: str) -> None:
+    """`pretrained_rho` is said, if it is None too, wherever a number stands as a large radius."""
+    kind = METHODS[key]
+    if isinstance(getattr(kind(), "rho", None), float):
+        assert any("pretrained_rho" in vars(c) for c in kind.__mro__ if c is not Method)
+
+
 @every_case
 def test_memory_is_that_of_its_row(case: Case) -> None:
     assert number_in(METHODS[case.key].memory.split(",")[0]) == case.extra_p

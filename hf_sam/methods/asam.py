@@ -41,6 +41,7 @@ class ASAM(SAM):
 
     paper = "Kwon et al., ICML 2021, arXiv 2102.11600"
     use = "when layers have very different scales; radius transfers between models"
+    pretrained_rho = None  # its radius is relative to the weights, and none is known for them
 
     rho: Rho = field(default=0.5, metadata={"help": "radius, dimensionless", "low": 0.0})
     eta: float = field(default=0.01, metadata={"help": "added to |w|", "low": 0.0})

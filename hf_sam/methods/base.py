@@ -25,6 +25,8 @@ class Method(Part):
         use: when to use it, in a few words.
         stateful: whether it carries state from update to update.
         needs_here: whether the update uses the ascent gradient for more than the perturbation.
+        pretrained_rho: the radius to try first on weights that come from a checkpoint, in the unit
+            of the method's own `rho`; None where nothing is known.
 
     Whether a method asks its Landscape for single examples, their losses or further data is not
     declared. `hf_sam.methods.rehearsal` finds it out.
@@ -37,6 +39,7 @@ class Method(Part):
 
     needs_here = True
     ascent_fraction = 1.0
+    pretrained_rho: ClassVar[float | None] = None
 
     def __call__(self, at: Landscape) -> Vector:
         """Return the update, which the optimizer gets as its gradient.
@@ -77,6 +80,9 @@ class Perturbing(Method):
             ascent gradient is computed. The logged clean loss is that of these examples, and
             sharpness is not read. Bahri, Mobahi, Tay, ACL 2022, arXiv 2110.08529.
     """
+
+    # Of an L2 norm over all weights; a method with another unit says its own.
+    pretrained_rho: ClassVar[float | None] = 0.01
 
     ascent_fraction: float = field(
         default=1.0,

@@ -56,6 +56,7 @@ class ESAM(Method):
     passes = "1.5, and a forward"
     memory = "1"
     use = "cheaper SAM for full fine-tuning and images"
+    pretrained_rho = 0.01
 
     rho: Rho = field(default=0.05, metadata={"help": "radius, weight-space L2 norm", "low": 0.0})
     beta: float = field(
