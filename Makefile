@@ -66,9 +66,15 @@ format: $(INSTALLED)  ## apply the formatter and the fixes that are safe
 bench: $(INSTALLED)  ## measure what each method costs on this machine
 	$(RUN) -m benchmarks
 
-docs: $(INSTALLED)  ## write the reference pages of methods and arguments to docs/
-	$(VENV)/bin/hf-sam docs --output docs
+$(VENV)/.docs: $(INSTALLED)
+	@$(RUN) -m pip install -qq -c constraints.txt -e '.[docs]'
+	@touch $@
+
+# The environment variables: two notices about future versions of mkdocs, and notebooks that run.
+docs: $(VENV)/.docs  ## build the site into site/: links are checked, notebooks run
+	NO_MKDOCS_2_WARNING=1 DISABLE_MKDOCS_2_WARNING=true HF_SAM_NOTEBOOKS=true \
+	  OMP_NUM_THREADS=1 $(RUN) -m mkdocs build --strict
 
 clean:  ## remove caches and build products; .venv stays
-	rm -rf build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache $(OLDEST)
+	rm -rf build dist site .hypothesis .mypy_cache .pytest_cache .ruff_cache $(OLDEST)
 	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +

@@ -1,0 +1,183 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The pages of the site that are made from the code, its docstrings and what was measured.
+
+mkdocs runs this file while it builds the site (`make docs`); nothing that it writes is committed.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import textwrap
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import mkdocs_gen_files
+import yaml
+
+from hf_sam import METHODS, pages
+from hf_sam.engine.table import ENGINES
+
+ROOT = Path(__file__).parent.parent
+COPIES = {
+    "glue.md": "glue_scripts/README.md",
+    "images.md": "vision_scripts/README.md",
+    "contributing.md": "CONTRIBUTING.md",
+    "evidence/cost.md": "benchmarks/README.md",
+    "evidence/glue.md": "benchmarks/EVIDENCE.md",
+    "evidence/cifar10.md": "benchmarks/CIFAR10.md",
+    "evidence/matrix.md": "tests/MATRIX.md",
+}
+"""Pages of the site that are files of the repository."""
+
+LINK = re.compile(r"(!?)\[([^\]]*)\]\((?!https?:|#)([^)\s#]+)(#[^)\s]*)?\)")
+
+
+def main() -> None:
+    """Write all pages."""
+    for page, source in COPIES.items():
+        write(page, adopted(page, source))
+    write("arguments.md", pages.arguments_markdown())
+    write("engines.md", (ROOT / "docs/engines.md").read_text() + "\n".join(capabilities()))
+    write("methods/index.md", methods_index())
+    write("papers.md", papers())
+    for key in METHODS:
+        write(f"methods/{key}.md", method_page(key))
+
+
+def write(page: str, text: str) -> None:
+    """Write a page of the site."""
+    with mkdocs_gen_files.open(page, "w") as file:
+        file.write(text)
+
+
+# -- files of the repository ------------------------------------------------------------------
+
+
+def adopted(page: str, source: str) -> str:
+    """Return a file of the repository whose links lead to pages of the site.
+
+    Pictures travel along; a link to a file that is no page becomes the file's name.
+    """
+    here = (ROOT / source).parent
+    homes = {ROOT / file: name for name, file in COPIES.items()}
+    up = "../" * page.count("/")
+
+    def moved(match: re.Match[str]) -> str:
+        picture, label, target, anchor = match.groups()
+        path = (here / target).resolve()
+        if picture:
+            name = f"pictures/{path.name}"
+            with mkdocs_gen_files.open(name, "wb") as file:
+                file.write(path.read_bytes())
+            return f"![{label}]({up}{name})"
+        if path in homes:
+            return f"[{label}]({up}{homes[path]}{anchor or ''})"
+        return f"`{path.relative_to(ROOT)}`"
+
+    return LINK.sub(moved, (ROOT / source).read_text(encoding="utf-8"))
+
+
+# -- methods ----------------------------------------------------------------------------------
+
+
+def methods_index() -> str:
+    """Return the table of methods, linked to their pages."""
+    rows = [(f"[`{row[0]}`]({row[0]}.md)", *row[1:]) for row in pages.rows()]
+    return (
+        "# Methods\n\nSelect one with `sam=KEY`. *P* is one copy of the trainable parameters; a "
+        "*pass* is a forward and a backward over the whole batch.\n\n"
+        + pages.table_markdown(pages.COLUMNS, rows)
+        + "\n"
+    )
+
+
+def method_page(key: str) -> str:
+    """Return a method's page: what its docstring says, how to choose it, what was measured."""
+    kind = METHODS[key]
+    page, options = pages.page_of(kind), pages.options_of(kind)
+    parts = [f"# `{key}`", f"**{pages.escape(page.title)}**", pages.body_markdown(page.body)]
+    if options:
+        parts += ["## Options", pages.options_markdown(page, options)]
+    parts += ["## Use", f"```python\n{pages.usage(key, options)}\n```", "## Measured here"]
+    parts += list(measured(key))
+    return "\n\n".join(parts) + "\n"
+
+
+def measured(key: str) -> Iterator[str]:
+    """Yield what the results say about the cost of a method and its scores."""
+    source = ROOT / "benchmarks/README.md"
+    lines = source.read_text(encoding="utf-8").splitlines()
+    head = next(i for i, line in enumerate(lines) if line.startswith("| method | time |"))
+    rows = [line for line in lines[head + 2 :] if line.startswith("|")]
+    found = [row for row in rows if re.match(rf"\| `{key}(:[^`]*)?` ", row)]
+    if found:
+        yield "Time and memory beside `none` on a CPU ([how](../evidence/cost.md)):"
+        yield "\n".join([*lines[head : head + 2], *found])
+    else:
+        yield "Its time and memory have not been measured yet."
+    scored = sorted(set(scores(key)))
+    if scored:
+        yield "It was compared with `none` in [these runs](../evidence/glue.md): " + ", ".join(
+            f"`{name}`" for name in scored
+        )
+
+
+def scores(key: str) -> Iterator[str]:
+    """Yield the names of evidence rows in which a method was run."""
+    for path in (ROOT / "benchmarks/results").glob("evidence-*.json"):
+        for run in json.loads(path.read_text(encoding="utf-8"))["runs"]:
+            if re.match(rf"{key}(:|$)", run["options"]) and key != "none":
+                yield f"{run['setting']}, {run['schedule']}: {run['options']}"
+
+
+# -- papers -----------------------------------------------------------------------------------
+
+
+def papers() -> str:
+    """Return the index of papers: what each proposes, its key, and its settings to copy."""
+    known = yaml.safe_load((ROOT / "docs/papers.yaml").read_text(encoding="utf-8"))
+    parts = [
+        "# Papers and their settings",
+        "What each paper proposes, its key here, and the settings that its authors, or a study "
+        "that is named, used. Radii do not carry over from images to pretrained text models: see "
+        "[Which method, which radius, when not](choosing.md).",
+    ]
+    for key, kind in METHODS.items():
+        if key != "none":
+            parts += paper(key, kind.paper, known.get(key, {}))
+    return "\n\n".join(parts) + "\n"
+
+
+def paper(key: str, source: str, entry: dict[str, Any]) -> Iterator[str]:
+    """Yield the paragraphs of one paper."""
+    yield f"## {pages.page_of(METHODS[key]).title}"
+    yield f"{entry.get('proposes', '')} [`{key}`](methods/{key}.md).".lstrip()
+    for setting in entry.get("settings", ()):
+        given = ", ".join(f"{name}={value!r}" for name, value in setting["args"].items())
+        call = textwrap.fill(
+            f'SAMTrainingArguments("out", {given})',
+            90,
+            subsequent_indent="    ",
+            break_long_words=False,
+        )
+        yield f"{setting['for'][:1].upper()}{setting['for'][1:]}; from {setting['from']}:"
+        yield f"```python\n{call}\n```"
+    if not entry.get("settings"):
+        yield f"Settings of {source} are not known to us; the defaults are explained on its page."
+
+
+# -- engines ----------------------------------------------------------------------------------
+
+
+def capabilities() -> Iterator[str]:
+    """Yield the table of engines, from the one that decides at start-up."""
+    yield ""
+    yield pages.table_markdown(
+        ("engine", "methods", "why"), [(row.name, row.methods, row.why) for row in ENGINES]
+    )
+    yield ""
+
+
+main()
