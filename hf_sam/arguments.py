@@ -10,6 +10,7 @@ from typing import Any
 
 from transformers import TrainingArguments
 
+from .landscape import ROUNDING
 from .methods import METHODS, MSAM, Method, PerGroup, Plain, When
 from .parts.base import nearest
 from .parts.when import always
@@ -108,6 +109,14 @@ class SAMArguments:
             "not once per pass; all other state of a model always does."
         },
     )
+    sam_rounding: str = field(
+        default="nearest",
+        metadata={
+            "help": "How perturbed weights are stored in bfloat16. nearest: most of a small "
+            "perturbation is lost; stochastic: it is kept on average, with noise.",
+            "choices": ROUNDING,
+        },
+    )
     sam_track_memory: bool = field(
         default=False,
         metadata={"help": "Log peak memory per phase of an update and into train_results.json."},
@@ -126,6 +135,7 @@ class SAMArguments:
         self.sam_options = parse_options(self.sam_options) or None
         _one_of("sam_accumulation", self.sam_accumulation, ACCUMULATION)
         _one_of("sam_ascent_sync", self.sam_ascent_sync, ASCENT_SYNC)
+        _one_of("sam_rounding", self.sam_rounding, ROUNDING)
         build_method(self)
         base = getattr(super(), "__post_init__", None)
         if base is not None:

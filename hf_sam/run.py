@@ -8,6 +8,7 @@ import math
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from transformers.trainer_utils import has_length
 
@@ -29,7 +30,7 @@ from .host.passes import PassRunner
 from .host.records import Records
 from .host.state import Search
 from .host.window import Window, check_cuttable, check_drawable, data_of, draw
-from .landscape import Landscape, Progress, RandomStates, Replay, Store, Update
+from .landscape import Landscape, Progress, RandomStates, Replay, Store, Update, check_rounding
 from .landscape.perturbation import refuse_complex
 from .methods import Method, asks
 from .parts.where import check_patterns, choose
@@ -132,9 +133,20 @@ class Run:
         self.parameters = known = Parameters(trainer.model, read, partial(choose, patterns))
         check_patterns(patterns, known.params, known.names, trainer.model)
         refuse_complex(known.params, known.names)
+        self._check_rounding()
         inside = [name for name, _ in trainer.model.named_parameters()]
         check_averaged(known.names, inside, trainer.accelerator.num_processes)
         self.engine.outside = known.outside
+
+    def _check_rounding(self) -> None:
+        rounding, known = option(self._trainer.args, "sam_rounding"), self.parameters
+        check_rounding(rounding, known.params, known.names)
+        narrow = any(p.dtype == torch.bfloat16 for p in known.params)
+        if rounding == "stochastic" and not narrow:
+            self._trainer._warn(
+                "sam_rounding='stochastic' has no effect: no weight that is trained is stored in "
+                "bfloat16, and others lose nothing of a perturbation."
+            )
 
     def _local_ascent(self) -> bool:
         sync = option(self._trainer.args, "sam_ascent_sync")
@@ -223,6 +235,7 @@ class Run:
             per_example=partial(passes.per_example, model, window),
             sample=partial(draw, trainer, self.engine),
             engine=self.engine,
+            rounding=option(trainer.args, "sam_rounding"),
             cosine=self.means.want_cosine(trainer.state.global_step),
             on_phase=self._announce,
         )

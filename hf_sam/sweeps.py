@@ -130,21 +130,22 @@ def by_kind(*vectors: Entries) -> Iterator[list[int]]:
     yield from kinds.values()
 
 
-def sweep(*vectors: Entries, parts: int = 0) -> Iterator[Group]:
+def sweep(*vectors: Entries, parts: int = 0, size: int = 0) -> Iterator[Group]:
     """Yield all elements of the parameters for which every vector has an entry, group by group.
 
     Args:
         vectors: sequences of entries, whose shapes are equal.
         parts: the least number of groups, about, into which whole tensors are divided; 0 for no
             such limit. An eager policy ignores it.
+        size: the bytes that an element counts at least, because it takes up that much in scratch.
     """
     for places in by_kind(*vectors):
         first: list[Any] = [vector[places[0]] for vector in vectors]
-        size = max(t.element_size() for t in first)
+        each = max(size, *(t.element_size() for t in first))
         mine = policy(first[0].device)
-        limit = mine.bytes // size
+        limit = mine.bytes // each
         # Cutting costs launches, and in a cache nothing is gained by filling up the rest.
-        step = limit if mine.eager else min(CACHED.bytes // size, limit)
+        step = limit if mine.eager else min(CACHED.bytes // each, limit)
         if parts and not mine.eager:
             sizes: list[Any] = [vectors[0][i] for i in places]
             limit, step = min(limit, -(-sum(t.numel() for t in sizes) // parts)), 0

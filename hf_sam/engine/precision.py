@@ -124,7 +124,8 @@ class RoundingWatch:
                 f"perturbation: {moved:.1%} of them move at all, and the cosine between the wanted "
                 f"and the actual perturbation is {cosine:.3f} (1: nothing is lost). Keep trainable "
                 "weights in float32: load the model with dtype=torch.float32 and train with "
-                "bf16=True (autocast), or train LoRA adapters: float32 over a 16-bit base."
+                "bf16=True (autocast), or train LoRA adapters: float32 over a 16-bit base; "
+                "sam_rounding='stochastic' keeps a perturbation of bfloat16 weights on average."
             )
 
 

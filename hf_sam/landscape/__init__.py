@@ -5,10 +5,12 @@ from .data import Data
 from .landscape import Landscape
 from .protocol import Averaging, Backward, BatchOps, Engine
 from .replay import RandomStates, Replay, Restore, Store
+from .rounding import ROUNDING, check_rounding
 from .sparse import Masked, Support
 from .update import Progress, Update
 
 __all__ = [
+    "ROUNDING",
     "Averaging",
     "Backward",
     "BatchOps",
@@ -23,4 +25,5 @@ __all__ = [
     "Store",
     "Support",
     "Update",
+    "check_rounding",
 ]

@@ -16,6 +16,7 @@ from .passes import average_, on_present, run_pass
 from .perturbation import Perturbation
 from .protocol import Ascending, Averaging, Backward, Engine
 from .readings import Standing
+from .rounding import check_rounding
 from .sparse import Masked
 from .update import Context, Progress, Update
 
@@ -37,11 +38,11 @@ class Landscape(Context):
         seed: together with the step, it determines every random choice of the update, equally on
             all processes.
         names: the parameters' names.
-        per_example: a function that returns a batch's losses of shape (B,) without a graph. Only
-            methods that select examples call it, at the perturbed weights.
-        sample: a function that draws n training examples, one batch each. Only methods that look
-            at data beyond the update's call it.
+        per_example: a function that returns a batch's losses of shape (B,) without a graph, for
+            methods that select examples at the perturbed weights.
+        sample: a function that draws n training examples, one batch each, for methods that ask.
         where: mask of the parameters that may be perturbed; by default all of them.
+        rounding: `nearest` or `stochastic`; how `w + eps` is stored in bfloat16.
         on_phase: a function that is called with "ascent", "perturb", "descent" and "restore" as
             each of these phases begins.
 
@@ -71,9 +72,11 @@ class Landscape(Context):
         per_example: Callable[[Any], Tensor] | None = None,
         sample: Callable[[int, torch.Generator], list[Any]] | None = None,
         where: Sequence[bool] | None = None,
+        rounding: str = "nearest",
         on_phase: Callable[[str], None] | None = None,
     ) -> None:
         params = list(params)
+        check_rounding(rounding, params, names)
         update = Update(
             params=params,
             backward=backward,
@@ -84,6 +87,7 @@ class Landscape(Context):
             per_example=per_example,
             sample=sample,
             engine=Engine.beside(params),
+            rounding=rounding,
             on_phase=on_phase,
         )
         self._over(update, Data.by_examples(list(batches)))
@@ -152,10 +156,8 @@ class Landscape(Context):
         This runs a forward pass without a graph.
         """
         if self.update.per_example is None:
-            raise ValueError(
-                "this Landscape was built without `per_example`: pass a function batch -> losses "
-                "of shape (B,)"
-            )
+            what = "pass a function batch -> losses (B,)"
+            raise ValueError(f"this Landscape has no `per_example`: {what}")
         self._announce_pass()
         with self.update.replay():
             return [self.update.per_example(batch) for batch in self.data.batches]
@@ -250,17 +252,15 @@ class Landscape(Context):
     def sample(self, n: int) -> list[Any]:
         """Draw n training examples with this update's generator, as a list of batches."""
         if self.update.sample is None:
-            raise ValueError(
-                "this Landscape was built without `sample`: pass a function (n, generator) -> "
-                "batches"
-            )
+            what = "pass a function (n, generator) -> batches"
+            raise ValueError(f"this Landscape has no `sample`: {what}")
         return self.update.sample(n, self.generator)
 
     def example_gradients(self, n: int) -> Iterator[Vector]:
         """Yield the gradients at w of n drawn training examples, one at a time.
 
-        Each process yields the gradients of its share of the examples. Random generators, and all
-        other state that the engine replays, are afterwards as they were before.
+        Each process yields those of its share of the examples. All state that the engine replays
+        is afterwards as it was before.
         """
         engine = self.update.engine
         with engine.replay.no_trace():
@@ -282,11 +282,12 @@ class Landscape(Context):
         size = eps.norm()
         ok = torch.isfinite(size) & (size > 0)
         held = update.engine.held(update.params)
-        update.engine.watch(held, eps)
+        if update.rounding == "nearest":
+            update.engine.watch(held, eps)
         supports = eps.supports if isinstance(eps, Masked) else None
         # A pending factor is applied while the weights move, which saves a walk over eps.
         entries, factor = eps.hand_over_unscaled()
-        perturbation = Perturbation(held, entries, ok, supports, factor)
+        perturbation = Perturbation(held, entries, ok, supports, factor, update.new_rounding())
         standing = update.readings.standing
         with update.engine.moving(), perturbation:
             standing.append(Standing(perturbation, torch.where(ok, size, torch.zeros_like(size))))

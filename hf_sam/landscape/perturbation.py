@@ -14,6 +14,7 @@ from ..sums import Sums
 from ..sweeps import Entries, Gate, Group, Scratch, by_kind, cloned, number, policy, sweep
 from ..vector import Numbers, Scalar, Vector
 from .memory import Memory
+from .rounding import Nearest
 from .sparse import Inside, Support
 
 PARTS = 5
@@ -45,7 +46,7 @@ class Perturbation:
     A tensor with a support is exchanged for a snapshot of the elements inside it, and no other
     element moves. If `ok` (a `()` bool tensor) is false, the parameters stay as they are; this
     needs no host synchronisation. Parameters with a `None` entry are never touched. Parameters may
-    share memory: see `Memory`.
+    share memory: see `Memory`. `rounding` says how the sums are stored.
 
     Attributes:
         along: a vector whose inner product with the step is measured while the weights return,
@@ -59,10 +60,12 @@ class Perturbation:
         ok: Tensor,
         supports: Sequence[Support | None] | None = None,
         factor: Scalar = 1.0,
+        rounding: Nearest | None = None,
     ) -> None:
         refuse_complex(params)
         self._params, self._eps, self._supports = params, eps, supports
         self._ok, self._gate, self._factor = ok, Gate(ok), factor
+        self._rounding = rounding or Nearest()
         self._saved: list[tuple[Group, Inside | None]] = []
         self._sums = Sums(len(params))
         self._eager = policy(ok.device).eager
@@ -94,7 +97,7 @@ class Perturbation:
                 for places in by_kind(whole):
                     self._scale_([whole[i] for i in places])
             scratch = Scratch()
-            for group in sweep(self._memory.weights, whole):
+            for group in sweep(self._memory.weights, whole, size=self._rounding.bytes):
                 self._enter(group, scratch)
             del scratch  # its memory is free before the sparse part allocates its own
             self._enter_inside(eps, inside)
@@ -123,11 +126,10 @@ class Perturbation:
         if self._eager:
             self._scale_(eps)  # while this slice is in the cache
         # The sum is taken before eps is overwritten: its storage becomes the snapshot of w.
+        moved = self._rounding.sums(group, eps, scratch)
         if eps[0].dtype == weights[0].dtype:
-            moved = scratch("add", eps, weights)
             torch._foreach_copy_(eps, weights)
         else:  # the storage of eps could not hold the weights exactly
-            moved = list(torch._foreach_add(eps, weights))
             group.pieces[1] = cloned(weights)
         # Saved before the weights move, so that an exception in the copy can be undone.
         self._saved.append((group, None))
@@ -141,7 +143,7 @@ class Perturbation:
             steps = group.pieces.pop()
             inside = Inside(group, [supports[i].count for i in group.places])
             self._saved.append((group, inside))
-            inside.step(steps, self._scale_)
+            inside.step(steps, self._scale_, self._rounding)
             del steps
             # A tensor that was taken whole is done; a slice leaves the rest of its tensor to come.
             for i, start in zip(group.places, group.starts, strict=True):

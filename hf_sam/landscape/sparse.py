@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..sweeps import Group, Scratch, policy
 from ..vector import Scalar, Vector
+from .rounding import Nearest
 
 
 @dataclass(frozen=True)
@@ -86,13 +87,15 @@ class Inside:
         self._count = -1 if min(counts) < 0 else sum(counts)
         self._saved: Tensor | None = None
 
-    def step(self, eps: list[Tensor], scale_: Callable[[list[Tensor]], None]) -> None:
+    def step(
+        self, eps: list[Tensor], scale_: Callable[[list[Tensor]], None], rounding: Nearest
+    ) -> None:
         """Add `eps` to the weights inside, after `scale_` has scaled it in place."""
         weights, index = _Flat(self._group.pieces[0]), self._index()
         moved = _Flat(eps).tensor.index_select(0, index)
         scale_([moved])  # only what is inside, which is less work than scaling all of eps
         self._saved = weights.tensor.index_select(0, index)
-        weights.put(index, (moved + self._saved).to(self._saved.dtype))
+        weights.put(index, rounding.sums_at(self._group, index, moved, self._saved))
 
     def restore(self) -> None:
         """Restore the weights, unless they have been restored already."""

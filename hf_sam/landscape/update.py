@@ -15,6 +15,7 @@ from ..vector import Selection, Vector
 from .protocol import Averaging, Backward, Engine
 from .readings import Readings
 from .replay import Replay
+from .rounding import Nearest, Stochastic
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,7 @@ class Update:
         sample: a function that draws n training examples, one batch each. Only methods that look
             at data beyond the update's call it.
         engine: the machinery of processes, precision and replay.
+        rounding: how `w + eps` is stored, `nearest` or `stochastic`; see `Stochastic`.
         cosine: whether to read `grad_cosine`, which needs a walk over all weights.
         on_phase: a function that is called with "ascent", "perturb", "descent" and "restore" as
             each of these phases begins.
@@ -78,6 +80,7 @@ class Update:
     per_example: Callable[[Any], Tensor] | None = None
     sample: Callable[[int, torch.Generator], list[Any]] | None = None
     engine: Engine = field(default_factory=Engine)
+    rounding: str = "nearest"
     cosine: bool = True
     on_phase: Callable[[str], None] | None = None
     averaging: Averaging = Averaging.IN_BACKWARD
@@ -107,6 +110,12 @@ class Update:
         # Odd multipliers, so that neighbouring seeds and steps give unrelated states.
         mixed = self.seed * 0x9E3779B97F4A7C15 + self.progress.step * 0xD1B54A32D192ED03 + 1
         return torch.Generator().manual_seed(mixed % (1 << 63))
+
+    def new_rounding(self) -> Nearest:
+        """Return how the sums of one perturbation are stored."""
+        if self.rounding == "nearest":
+            return Nearest()
+        return Stochastic(self.generator, len(self.params))
 
 
 class Context:

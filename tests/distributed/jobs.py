@@ -452,6 +452,20 @@ def quick(folder: Path) -> Found:
     }
 
 
+def rounding(folder: Path) -> Found:
+    """The perturbed weights of some updates in bfloat16, stored by coins."""
+    settings = {"dtype": torch.bfloat16, "sam_rounding": "stochastic", "max_steps": 3}
+    trainer = make_trainer(folder, cls=Recorder, sam_ascent_sync="global", **settings)
+    seen: list[list[Tensor]] = []
+
+    def look(module: nn.Module, *_: Any) -> None:
+        seen.append([p.detach().clone() for p in module.parameters()])
+
+    trainer.model.register_forward_pre_hook(look)
+    trainer.train()
+    return {"seen": seen}
+
+
 def foreign(folder: Path) -> Found:
     """Other people's trainers, each without SAM and with it, while the weights do not move; and
     with it while they do.
@@ -485,6 +499,7 @@ JOBS: dict[str, Callable[[Path], Found]] = {
         messages,
         one_gpu,
         quick,
+        rounding,
         foreign,
     )
 }

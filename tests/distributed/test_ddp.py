@@ -262,3 +262,11 @@ def test_two_processes_on_one_gpu(tmp_path: Path) -> None:
     reference.train(model, seen, optimizer, 1, 0.2, clip=1.0)
     cpu = [w.cpu() for w in mine["local"]["weights"]]
     assert largest(cpu, [p.detach() for p in model.parameters()]) < 1e-3
+
+
+def test_ranks_round_perturbed_weights_alike(ranks: Ranks) -> None:
+    mine, theirs = (rank["rounding"]["seen"] for rank in ranks)
+    assert len(mine) == len(theirs) == 6
+    for one, other in zip(mine, theirs, strict=True):
+        assert_equal(one, other)
+    assert any(not torch.equal(a, b) for a, b in zip(mine[0], mine[1], strict=True))

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -16,16 +18,19 @@ from tests.toys import Bowl
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, "coins"], ids=str)
 def test_both_policies_give_the_same_bits(
-    case: Case, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+    case: Case, dtype: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sweeps, "CACHED", SMALL["cached"])
+    more = {}
+    if dtype == "coins":
+        dtype, more = torch.bfloat16, {"rounding": "stochastic"}
     found = []
     for policy in (*SMALL.values(), GROUPED):
         bowl, method = Bowl(dtype), METHODS[case.key](**case.options)
         with forced(policy):
-            found.append([list(method(bowl.landscape(step, total=6))) for step in range(6)])
+            found.append([list(method(bowl.landscape(step, total=6, **more))) for step in range(6)])
     for other in found[1:]:
         for one, two in zip(found[0], other, strict=True):
             assert all(a is b or torch.equal(a, b) for a, b in zip(one, two, strict=True))
