@@ -101,7 +101,8 @@ def _one_update(method: Method, notes: Notes, step: int, batches: int) -> None:
             # It depends on the weights and on the examples, so that no direction vanishes.
             gradient = (p + i + batch[0] / EXAMPLES) * share
             p.grad = gradient if p.grad is None else p.grad + gradient
-        loss = torch.ones(()) * share
+        # It falls, as a training's does, for schedules that wait for that.
+        loss = (1 - step / UPDATES) * torch.ones(()) * share
         return (loss, torch.ones(len(batch))) if flags else loss
 
     def per_example(batch: Sequence[int]) -> Tensor:

@@ -49,7 +49,9 @@ class When(Method):
 
     def update(self, at: Landscape) -> Vector:
         """Return the update of the method that the schedule picks."""
-        return self.method(at) if self.schedule(at) else self.otherwise(at)
+        update = self.method(at) if self.schedule(at) else self.otherwise(at)
+        self.schedule.note(at)
+        return update
 
     @property
     def when(self) -> Schedule:

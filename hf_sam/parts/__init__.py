@@ -20,6 +20,7 @@ from .when import (
     between,
     constant,
     every,
+    learning,
     piecewise,
     trigonometric,
 )
@@ -46,6 +47,7 @@ __all__ = [
     "every",
     "fisher_mask",
     "layer_radius",
+    "learning",
     "lr",
     "minus_average",
     "piecewise",

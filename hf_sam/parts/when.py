@@ -30,6 +30,9 @@ class Schedule(Part):
         """Return whether this update is perturbed."""
         raise NotImplementedError
 
+    def note(self, at: Landscape) -> None:
+        """Look at an update that is done, picked or not; only schedules that look back need it."""
+
     def ever(self, total: int, warmup: int = 0) -> bool:
         """Return whether any of `total` updates can be picked; `warmup` of them are warm-up."""
         return True
@@ -208,6 +211,57 @@ class adaptive(Schedule):
         return square >= mu + (x * self.lambda_1 + (1 - x) * self.lambda_2) * math.sqrt(variance)
 
 
+@dataclass
+class learning(Schedule):
+    """Updates before which the loss has fallen below the share `share` of its first value.
+
+    A model that has learned nothing yet stands on a plateau, where a radius that it would bear
+    later can keep it for good. The loss is the clean one, averaged over processes and, with decay
+    0.9, over updates; its first value is the mean of the first ten, which are never perturbed. If
+    the loss rises again, so that it is above the share, updates are plain again.
+
+    A model that has learned its task already, such as a language model on text like that of its
+    pre-training, may never come below the share, and is then never perturbed;
+    `sam/share_perturbed_updates` in the log tells.
+
+    State: the averages, and the last loss, which the host reads one update later, when it is known
+    anyway. A loss that is not finite changes nothing.
+    """
+
+    stateful = True
+
+    share: float = field(default=0.9, metadata={"help": "of the loss's first value", **SHARE})
+
+    def __call__(self, at: Landscape) -> bool:
+        """Return whether the mean loss of the updates so far is below the share."""
+        self._take_in()
+        limit = self.share * self.state.number("first", 0.0)
+        return self.state.number("count", 0) >= FIRST and self.state.number("mean", 0.0) < limit
+
+    def note(self, at: Landscape) -> None:
+        """Keep the loss of this update."""
+        self.state["last"] = at.mean_loss()
+
+    def _take_in(self) -> None:
+        """Add the last update's loss to the averages."""
+        last = self.state.tensor("last")
+        if last is None:
+            return
+        loss = float(last)
+        del self.state["last"]
+        count, first = self.state.number("count", 0), self.state.number("first", 0.0)
+        if not math.isfinite(loss):
+            return
+        if count < FIRST:
+            first = (count * first + loss) / (count + 1)
+            self.state.update(count=count + 1, first=first, mean=first)
+        else:
+            self.state["mean"] = 0.9 * self.state.number("mean", first) + 0.1 * loss
+
+
+FIRST = 10
+"""The number of updates whose mean loss `learning` takes for the loss's first value."""
+
 SCHEDULES: dict[str, type[Schedule]] = {
     "always": always,
     "after": after,
@@ -215,6 +269,7 @@ SCHEDULES: dict[str, type[Schedule]] = {
     "between": between,
     "every": every,
     "after_warmup": after_warmup,
+    "learning": learning,
     "adaptive": adaptive,
 }
 COINS: dict[str, type[Coin]] = {

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from hf_sam import RSAM, SAM, LookSAM, Plain, Progress, Vector, When
-from hf_sam.parts.when import adaptive, constant, linear, piecewise, trigonometric
+from hf_sam.methods import asks
+from hf_sam.parts.when import FIRST, adaptive, constant, learning, linear, piecewise, trigonometric
 from hf_sam.texts import parse_when
 from tests.toys import Bowl
 
@@ -188,6 +189,75 @@ class TestAdaptive:
     def test_it_needs_a_method_that_starts_at_w(self) -> None:
         with pytest.raises(ValueError, match="RSAM does not compute first"):
             When(adaptive(), RSAM())
+
+
+class Loss:
+    """A Landscape whose loss is given."""
+
+    def __init__(self, loss: float) -> None:
+        self.loss = torch.tensor(loss, dtype=torch.float64)
+
+    def mean_loss(self) -> torch.Tensor:
+        return self.loss
+
+
+class TestLearning:
+    """Plain while the mean loss is above the share of its first value."""
+
+    def pick(self, gate: learning, losses: list[float]) -> list[bool]:
+        found = []
+        for at in map(Loss, losses):
+            found.append(gate(at))
+            gate.note(at)
+        return found
+
+    def test_the_worked_example(self) -> None:
+        """First value 2; with decay 0.9 the mean is 1.9, 1.81 and 1.729 after losses of 1."""
+        gate = learning(0.9)
+        assert self.pick(gate, [1.0, 3.0] * (FIRST // 2) + [1.0] * 4) == [False] * 13 + [True]
+        gate(Loss(0.0))
+        assert gate.state["first"] == pytest.approx(2.0, abs=1e-12)
+        assert gate.state["mean"] == pytest.approx(1.6561, abs=1e-9)
+
+    def test_a_plateau_is_never_perturbed_and_one_that_comes_back_no_more(self) -> None:
+        gate = learning(0.9)
+        assert not any(self.pick(gate, [0.69, 0.70] * 50))
+        assert self.pick(gate, [0.1] * 20)[-1] is True
+        assert self.pick(gate, [0.69] * 40)[-1] is False
+
+    def test_a_loss_that_is_not_finite_changes_nothing(self) -> None:
+        gate = learning(0.5)
+        self.pick(gate, [1.0, math.nan, math.inf])
+        gate(Loss(0.0))
+        assert dict(gate.state) == {"count": 1, "first": 1.0, "mean": 1.0}
+
+    def test_it_waits_in_a_training_then_perturbs_and_costs_no_pass(self) -> None:
+        bowl, method = Bowl(), When(learning(0.99), SAM(0.01))
+        passes = []
+        for step in range(40):
+            bowl.passes = 0
+            update = method(bowl.landscape(step, total=40))
+            passes.append(bowl.passes)
+            with torch.no_grad():
+                for p, g in zip(bowl.params, update, strict=True):
+                    if g is not None:
+                        p -= 0.05 * g
+        start = passes.index(2)
+        assert FIRST <= start < 30 and passes == [1] * start + [2] * (40 - start)
+
+    def test_it_resumes_and_leaves_local_ascent_to_the_method(self) -> None:
+        method, again = When(learning(), SAM()), When(learning(), SAM())
+        bowl = Bowl()
+        for step in range(12):
+            method(bowl.landscape(step, total=30))
+        again.load_state_dict(method.state_dict())
+        assert again.state_dict() == method.state_dict() != {}
+        assert method.keeps_state and method.local_ascent
+
+    def test_it_counts_as_a_schedule_that_comes(self) -> None:
+        """`asks` rehearses with a loss that falls, so that a cost estimate includes SAM."""
+        assert 1.2 < asks(When(learning(), SAM())).passes < 2
+        assert parse_when("learning:0.8") == learning(0.8)
 
 
 def test_looksam_under_a_schedule_begins_with_a_refresh() -> None:
