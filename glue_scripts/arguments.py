@@ -9,6 +9,7 @@ from hf_sam import SAMTrainingArguments
 from hf_sam.parts.base import nearest
 from shared_scripts.arguments import HubArguments, check_positive, parse
 from shared_scripts.errors import InputError
+from shared_scripts.hold_out import check_share
 
 MAX_SAMPLES = ("max_train_samples", "max_eval_samples", "max_predict_samples")
 
@@ -103,6 +104,13 @@ class DataTrainingArguments:
     test_file: str | None = field(
         default=None, metadata={"help": "Data for --do_predict, in the same formats."}
     )
+    train_val_split: float | None = field(
+        default=None,
+        metadata={
+            "help": "Evaluate on this share of the training set and do not read the validation "
+            "set, as for choosing a radius."
+        },
+    )
     max_seq_length: int = field(
         default=128, metadata={"help": "Longer inputs are cut to this number of tokens."}
     )
@@ -135,6 +143,7 @@ class DataTrainingArguments:
         self._check_columns()
         self._check_source()
         check_positive(self, "max_seq_length", *MAX_SAMPLES)
+        check_share(self.train_val_split)
 
     def _check_columns(self) -> None:
         if self.text_column_names is None:

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 from glue_scripts import labels as label_rules
 from glue_scripts.arguments import DataTrainingArguments
-from glue_scripts.sources import STAGES, Part, Reader
+from glue_scripts.sources import STAGES, Part, Reader, evaluation_name
 from glue_scripts.tasks import KNOWN, MULTI, REGRESSION, SINGLE, Task
 from hf_sam.parts.base import nearest
 from shared_scripts.errors import InputError, shown
+from shared_scripts.hold_out import hold_out
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -41,6 +42,7 @@ def load_data(
     config: PretrainedConfig,
     cache_dir: str | None = None,
     token: str | None = None,
+    seed: int = 0,
 ) -> GlueData:
     """Find, read, check and cut the splits that the stages need.
 
@@ -50,13 +52,20 @@ def load_data(
         config: the model's, for the label names of a task that is not GLUE's.
         cache_dir: where prepared files are kept; default: the datasets library's cache.
         token: for the Hub.
+        seed: of the share that is held out of the training set.
 
     Raises:
         InputError: no source, an unreadable file, missing columns, labels outside the range, a
             class without training rows.
     """
     reader = Reader(args, cache_dir, token)
-    found = {stage: reader.find(stage) for stage in stages}
+    share = args.train_val_split
+    read = [stage for stage in stages if stage == "test" or share is None]
+    found = {stage: reader.find(stage) for stage in read}
+    if share is not None:
+        whole = _first(reader.find("train")["train"], args.max_train_samples)
+        held = _held_out(whole, share, seed, evaluation_name(args.task_name))
+        found = {stage: held.get(stage) or found[stage] for stage in stages}
     task = KNOWN.get(args.task_name or "") or _infer_task(args, found, reader, config)
     limits = {
         "train": args.max_train_samples,
@@ -72,6 +81,21 @@ def load_data(
     if "train" in found and not task.is_regression:
         label_rules.check_all_trained(found["train"]["train"], task)
     return GlueData(task, checked)
+
+
+def _held_out(whole: Part, share: float, seed: int, name: str) -> dict[str, dict[str, Part]]:
+    """Return the training set and, under the name of an evaluation, what is held out of it."""
+    labels = whole.values("label") if "label" in whole.data.column_names else []
+    # Scores and lists of classes are no classes of which one row has to stay.
+    classes = [label if isinstance(label, (int, str)) else None for label in labels]
+    kept, held = hold_out(classes or [None] * len(whole.data), share, seed, whole.source)
+    logger.warning(
+        "%d of the %d training examples are held out to evaluate on, as --train_val_split %s and "
+        "seed %d say; the validation set is not read",
+        *(len(held), len(whole.data), share, seed),
+    )
+    train, validation = (replace(whole, data=whole.data.select(rows)) for rows in (kept, held))
+    return {"train": {"train": train}, "validation": {name: validation}}
 
 
 def _first(part: Part, limit: int | None) -> Part:

@@ -121,7 +121,8 @@ def prepare(
     set_seed(args.seed)
     config, tokenizer = models.load_config_and_tokenizer(model_args)
     with args.main_process_first(desc="reading the data"):
-        data = load_data(data_args, stages, config, model_args.cache_dir, model_args.token)
+        where = (model_args.cache_dir, model_args.token, running.data_seed(args))
+        data = load_data(data_args, stages, config, *where)
     settings.check_metric(args, metric_names(data.task))
     settings.check_smoothing(args, data.task.problem_type)
     order = label_order(config, data.task)

@@ -120,6 +120,11 @@ class Reader:
         return _say_missing(found, where, stage)
 
 
+def evaluation_name(task_name: str | None) -> str:
+    """Return the name of a task's evaluation, the first one if there are several."""
+    return next(iter(_split_names(task_name, "validation")))
+
+
 def _split_names(task_name: str | None, stage: str) -> dict[str, str]:
     """Map the name of each evaluation to the split that it uses."""
     if stage == "train":

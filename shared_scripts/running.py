@@ -86,6 +86,11 @@ def wanted_stages(args: SAMTrainingArguments, known: Sequence[str] = tuple(STAGE
     return stages
 
 
+def data_seed(args: SAMTrainingArguments) -> int:
+    """Return the seed of what is drawn from the data before the training."""
+    return args.seed if args.data_seed is None else args.data_seed
+
+
 def train(run: Run) -> dict[str, Any]:
     """Train, save the model and the results, and return the metrics.
 

@@ -10,6 +10,7 @@ from typing import Any
 from hf_sam import SAMTrainingArguments
 from hf_sam.texts import parse_options
 from shared_scripts.arguments import HubArguments, InputError, check_positive, parse
+from shared_scripts.hold_out import check_share
 
 logger = logging.getLogger(__name__)
 
@@ -87,9 +88,12 @@ class DataTrainingArguments:
     validation_file: list[str] | None = field(
         default=None, metadata={"help": "The same for the validation images."}
     )
-    train_val_split: float = field(
-        default=0.15,
-        metadata={"help": "Share of the training images to evaluate on, if nothing else is given."},
+    train_val_split: float | None = field(
+        default=None,
+        metadata={
+            "help": "Evaluate on this share of the training images and do not read the validation "
+            "images, as for choosing a radius; without validation images the default is 0.15."
+        },
     )
     max_train_samples: int | None = field(
         default=None, metadata={"help": "Use only so many images, drawn once for all seeds."}
@@ -130,8 +134,7 @@ class DataTrainingArguments:
                 "no data: give --train_dir and --validation_dir (a folder per class), "
                 "--train_file and --validation_file (.parquet), or --dataset_name"
             )
-        if not 0 < self.train_val_split < 1:
-            raise InputError(f"--train_val_split {self.train_val_split}: must be in (0, 1)")
+        check_share(self.train_val_split)
         check_positive(self, "max_train_samples", "max_eval_samples", "image_size")
         for name in ("random_crop", "cutout"):
             if getattr(self, name) < 0:

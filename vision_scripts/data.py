@@ -7,9 +7,8 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
-
 from shared_scripts.arguments import InputError
+from shared_scripts.hold_out import hold_out, shuffled
 from vision_scripts import tables
 from vision_scripts.arguments import DataTrainingArguments
 from vision_scripts.folders import from_folder
@@ -18,6 +17,8 @@ from vision_scripts.part import Part
 logger = logging.getLogger(__name__)
 
 STAGES = ("train", "validation")
+HELD_OUT = 0.15
+"""The share of the training images to evaluate on, if there is nothing else."""
 DRAWN = 0
 """Seed of the subsets: equal for all runs, so that they compare."""
 
@@ -41,10 +42,12 @@ def load_parts(
     Raises:
         InputError: no source, an unreadable file, an empty folder, missing columns.
     """
-    found = {stage: _find(args, stage, cache_dir, token) for stage in stages}
-    if "validation" in found and found["validation"] is None:
+    share = args.train_val_split
+    read = [stage for stage in stages if stage == "train" or share is None]
+    found = {stage: _find(args, stage, cache_dir, token) for stage in read}
+    if share is not None or ("validation" in found and found["validation"] is None):
         whole = found.get("train") or _find(args, "train", cache_dir, token)
-        found["train"], found["validation"] = _hold_out(whole, args.train_val_split, seed)
+        found["train"], found["validation"] = _held_out(whole, share or HELD_OUT, seed)
     parts = {}
     for stage in stages:
         part = found[stage]
@@ -70,34 +73,22 @@ def _find(
     return tables.from_hub(args, stage, cache_dir, token)
 
 
-def _hold_out(whole: Part | None, share: float, seed: int) -> tuple[Part, Part]:
+def _held_out(whole: Part | None, share: float, seed: int) -> tuple[Part, Part]:
     """Return the examples to train on, at least one of each class, and those held out."""
     if whole is None:
         raise InputError("no validation data: give --validation_dir or --validation_file")
-    order = _order(len(whole.labels), seed)
-    kept = set({whole.name(whole.labels[row]): row for row in order}.values())
-    free, count = [row for row in order if row not in kept], round(share * len(order))
-    if not 0 < count <= len(free):
-        raise InputError(
-            f"--train_val_split {share}: of {len(order)} images in {whole.source} that is {count}, "
-            f"and one of each of {len(kept)} classes has to stay; give "
-            "--validation_dir or --validation_file, or another share"
-        )
+    classes = [whole.name(label) for label in whole.labels]
+    kept, held = hold_out(classes, share, seed, whole.source)
     logger.warning(
-        "no validation data: %d of the %d training images are held out, as --train_val_split %s "
-        "and seed %d say; only with both are they the same ones again",
-        *(count, len(order), share, seed),
+        "%d of the %d training images are held out to evaluate on, as --train_val_split %s and "
+        "seed %d say; only with both are they the same ones again",
+        *(len(held), len(classes), share, seed),
     )
-    held = set(free[:count])
-    return whole.take(row for row in range(len(order)) if row not in held), whole.take(sorted(held))
+    return whole.take(kept), whole.take(held)
 
 
 def _some(part: Part, limit: int | None) -> Part:
     """Return at most so many of the examples, the same ones each time."""
     if limit is None or limit >= len(part.labels):
         return part
-    return part.take(_order(len(part.labels), DRAWN)[:limit])
-
-
-def _order(count: int, seed: int) -> list[int]:
-    return torch.randperm(count, generator=torch.Generator().manual_seed(seed)).tolist()
+    return part.take(shuffled(len(part.labels), DRAWN)[:limit])

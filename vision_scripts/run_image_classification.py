@@ -87,7 +87,7 @@ def prepare(
         fit.check_patches(config, wanted.size)
     with args.main_process_first(desc="reading the data"):
         parts = load_parts(
-            data_args, stages, model_args.cache_dir, model_args.token, _data_seed(args)
+            data_args, stages, model_args.cache_dir, model_args.token, running.data_seed(args)
         )
     names = class_names(parts, models.known_classes(model_args, config))
     labels = {stage: encode_labels(part, names) for stage, part in parts.items()}
@@ -101,10 +101,6 @@ def prepare(
         timer=timer,
         origin=origin(SCRIPT, (model_args, data_args, args), argv),
     )
-
-
-def _data_seed(args: SAMTrainingArguments) -> int:
-    return args.seed if args.data_seed is None else args.data_seed
 
 
 def _load_model(
@@ -159,7 +155,7 @@ def _decode(
             wanted.mean,
             wanted.std,
             augmentation if stage == "train" else None,
-            _data_seed(args),
+            running.data_seed(args),
             model_args.channels_last,
         ).to(args.device)
     return sets

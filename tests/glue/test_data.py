@@ -261,3 +261,52 @@ def test_reading_is_cached_and_seen_again_when_the_file_changes(tmp_path: Path) 
     assert read() == [0, 1, 0, 1]
     write(tmp_path / "v.csv", pairs(5))
     assert read() == [0, 1, 0, 1, 0]
+
+
+class TestHeldOutShare:
+    """`--train_val_split`: the validation set is not read."""
+
+    def split(self, folder: Path, seed: int = 1, **more: object) -> dict[str, list]:
+        given = {"task_name": "mrpc", "data_dir": str(folder), "train_val_split": 0.25} | more
+        args = DataTrainingArguments(**given)
+        data = load_data(args, ("train", "validation"), BertConfig(), seed=seed)
+        parts = {"train": "train", "validation": "mrpc"}
+        return {stage: data.parts[stage][name].data["idx"][:] for stage, name in parts.items()}
+
+    def folder(self, tmp_path: Path, columns: Columns, task: str = "mrpc") -> Path:
+        """A folder of a task whose validation set cannot be read."""
+        (tmp_path / task).mkdir(parents=True)
+        write(tmp_path / task / "train.parquet", columns)
+        (tmp_path / task / "validation.parquet").write_bytes(b"no table")
+        return tmp_path
+
+    def test_it_is_disjoint_and_depends_on_the_seed(self, tmp_path: Path) -> None:
+        folder = self.folder(tmp_path, pairs(40))
+        found = self.split(folder)
+        assert len(found["validation"]) == 10
+        assert sorted(found["train"] + found["validation"]) == list(range(40))
+        assert found == self.split(folder) != self.split(folder, seed=2)
+
+    def test_limits_come_first(self, tmp_path: Path) -> None:
+        """What is never trained on is not held out either."""
+        found = self.split(self.folder(tmp_path, pairs(40)), max_train_samples=20)
+        assert sorted(found["train"] + found["validation"]) == list(range(20))
+        assert len(found["validation"]) == 5
+
+    def test_a_class_of_one_row_stays_in_training(self, tmp_path: Path) -> None:
+        labels = [1] + [0] * 39
+        folder = self.folder(tmp_path, pairs(40) | {"label": labels})
+        assert all(0 in self.split(folder, seed)["train"] for seed in range(8))
+
+    def test_scores_are_no_classes(self, tmp_path: Path) -> None:
+        columns = pairs(8) | {"label": [n / 2 for n in range(8)]}
+        folder = self.folder(tmp_path, columns, "stsb")
+        args = DataTrainingArguments(task_name="stsb", data_dir=str(folder), train_val_split=0.5)
+        data = load_data(args, ("validation",), BertConfig())
+        assert len(data.parts["validation"]["stsb"].data) == 4 and "train" not in data.parts
+
+    @pytest.mark.parametrize("share", [0.0, 1.0, 0.9])
+    def test_what_is_refused(self, tmp_path: Path, share: float) -> None:
+        folder = self.folder(tmp_path, pairs(4))
+        with pytest.raises(InputError, match=f"--train_val_split {share}: "):
+            self.split(folder, **{"train_val_split": share})

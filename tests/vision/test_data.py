@@ -57,14 +57,21 @@ def test_a_held_out_share_is_disjoint_and_depends_on_the_seed(
     names = held_out(image_dir)
     assert (len(names["train"]), len(names["validation"])) == (9, 3)
     assert len(names["train"] | names["validation"]) == 12
-    assert "3 of the 12 training images are held out, as --train_val_split 0.25 and seed 3" in (
-        caplog.text
-    )
+    said = "3 of the 12 training images are held out to evaluate on, as --train_val_split 0.25 and"
+    assert f"{said} seed 3 say" in caplog.text
     assert names == held_out(image_dir)
     assert names["validation"] not in [held_out(image_dir, seed=n)["validation"] for n in (4, 5)]
     arguments = DataTrainingArguments(train_dir=str(image_dir), train_val_split=0.25)
     only = load_parts(arguments, ("validation",), seed=3)["validation"]
     assert {image.name for image in only.images} == names["validation"]
+
+
+def test_a_given_share_leaves_the_validation_images_unread(
+    image_dir: Path, files: Path, tmp_path: Path
+) -> None:
+    """They may be anything, or not be there at all."""
+    for validation in ({"validation_dir": "nowhere"}, {"validation_file": ["nowhere.parquet"]}):
+        assert held_out(image_dir, **validation) == held_out(image_dir)
 
 
 def test_a_held_out_share_leaves_one_of_each_class(image_dir: Path) -> None:
@@ -74,7 +81,7 @@ def test_a_held_out_share_leaves_one_of_each_class(image_dir: Path) -> None:
         train = held_out(image_dir, 0.6, seed)["train"]
         assert {Path(name).parent.name for name in train} == set(NAMES)
     with pytest.raises(
-        InputError, match="split 0.75: of 9 .* that is 7, and one of each of 3 classes"
+        InputError, match="split 0.75: of 9 examples .* that is 7, and one of each of 3 classes"
     ):
         held_out(image_dir, 0.75)
 
@@ -134,7 +141,7 @@ def test_folders_and_files_that_hold_nothing(tmp_path: Path, files: Path) -> Non
         load(("train",), train_dir=str(tmp_path))
     picture(0).save(tmp_path / "cat" / "a.JPG", "JPEG")
     assert load(("train",), train_dir=str(tmp_path))["train"].labels == [0]
-    with pytest.raises(InputError, match="of 1 images in .* that is 0, and one of each of 1"):
+    with pytest.raises(InputError, match="of 1 examples in .* that is 0, and one of each of 1"):
         load(train_dir=str(tmp_path))
 
 
