@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Cells of the benchmark: one method beside the plain Trainer, on one model, size and machine.
+"""Cells of the benchmark: methods beside the plain Trainer, on one model, size and machine.
 
 A cell's rows take turns update by update in one process (A B A B), so that whatever else the
 machine does meets all of them alike; a rival's cell has our row for the same method, too. Peak
@@ -23,10 +23,12 @@ from typing import Any
 os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # before torch is loaded: its profiler is chatty
 
 import torch
+import transformers
 
 from benchmarks import loops, machine
 from benchmarks.costs import costs
 from benchmarks.interleave import Stepped, Threaded, Turns, take_turns
+from benchmarks.launches import launches
 from benchmarks.loops import RIVALS, Loop, rival
 from benchmarks.memory import loop_peaks
 from benchmarks.methods import MEMORY_UPDATES, describe, memory
@@ -45,7 +47,7 @@ class Cell:
 
     Attributes:
         model: in `benchmarks.problem.MODELS`.
-        method: a row as `benchmarks.rows` reads it, or a rival.
+        method: rows as `benchmarks.rows` reads them, and rivals, spaces between.
         batch_size: examples of a micro-batch on a process.
         length: tokens, or pixels of an image's edge.
         precision: "fp32", or autocast to "bf16" or "fp16".
@@ -54,6 +56,7 @@ class Cell:
         processes: that share an update.
         updates: of each row.
         drop: first updates that do not count.
+        label: instead of the method in its name.
     """
 
     model: str
@@ -66,6 +69,7 @@ class Cell:
     processes: int = 1
     updates: int = 7
     drop: int = 1
+    label: str = ""
 
     @property
     def name(self) -> str:
@@ -75,13 +79,15 @@ class Cell:
             words.append(f"accumulation{self.accumulation}")
         if self.processes > 1:
             words.append(f"processes{self.processes}")
-        return "-".join([*words, re.sub(r"[^A-Za-z0-9.]+", "_", self.method)])
+        return "-".join([*words, re.sub(r"[^A-Za-z0-9.]+", "_", self.label or self.method)])
 
     @property
     def rows(self) -> list[str]:
-        """The plain Trainer, the method, and for a rival our method that does the same."""
-        ours = [RIVALS[self.method].beside] if self.method in RIVALS else []
-        return ["none", *ours, self.method]
+        """The plain Trainer, the methods, and for a rival our method that does the same."""
+        found = ["none"]
+        for name in self.method.split():
+            found += [RIVALS[name].beside, name] if name in RIVALS else [name]
+        return list(dict.fromkeys(found))
 
     @property
     def training(self) -> Training:
@@ -129,25 +135,41 @@ def on_cpu() -> list[Cell]:
 
 
 def on_cuda(gpus: int) -> list[Cell]:
-    """Return the cells for a GPU: batches that fill an H200."""
-    card: dict[str, Any] = {"device": "cuda", "updates": 30, "drop": 5}
-    others = {"vit-s16": (512, 224), "resnet18": (4096, 32), "lora-0.5b": (32, 512)}
-    base, large = {"bert-base": (32, 128)}, {"bert-base": (512, 128)}
-    family = dict.fromkeys((*FAMILY, "bert-335m", "bert-1b"), (32, 128))
-    return _unique([
-        *_many(base, [*METHODS, *RIVALS], precision="bf16", **card),
-        *_many(base, METHODS, precision="fp16", **card),
-        *_many(large, ["sam", "sam:ascent_fraction=0.25"], precision="bf16", **card),
-        *_many(others, [*SOME, "loop:sam"], precision="bf16", **card),
-        *_many(others, SOME, precision="fp16", **card),
-        *_many(family, ["sam"], precision="bf16", **card),
-        *(Cell("bert-base", "sam", 32, 128, "bf16", accumulation=k, **card) for k in STEPS),
-        *(
-            Cell("bert-base", "sam", 32, 128, "bf16", processes=n, **card)
-            for n in (1, 2)
-            if n <= gpus
-        ),
-    ])
+    """Return the cells for a GPU, the most valuable first; all rows of a model take turns."""
+    card: dict[str, Any] = {"precision": "bf16", "device": "cuda", "updates": 24, "drop": 4}
+    few = {"updates": 10, "drop": 2}
+    rivals = [name for name in RIVALS if loops.installed(name)]
+    every, some = " ".join([*METHODS, *rivals]), " ".join([*SOME, *rivals[:2]])
+    parts = "sam sam:ascent_fraction=0.25"
+    return [
+        Cell("bert-base", every, 32, 128, label="all", **card),
+        Cell("resnet18", some, 128, 224, label="some", **card),
+        Cell("bert-1.3b", "sam loop:sam looksam", 8, 128, label="some", **card | few),
+        Cell("lora-0.5b", some, 8, 512, label="some", **card),
+        Cell("vit-s16", some, 128, 224, label="some", **card),
+        Cell("bert-base", " ".join(SOME), 32, 128, label="some", **card | {"precision": "fp16"}),
+        Cell("bert-base", parts, 512, 128, label="parts", **card | few),
+        *(Cell(model, "sam", 32, 128, **card) for model in (*FAMILY[:-1], "bert-335m")),
+        *(Cell("bert-base", "sam", 32, 128, accumulation=k, **card) for k in STEPS[1:]),
+        *(Cell("bert-base", "sam", 32, 128, processes=2, **card) for _ in range(gpus > 1)),
+    ]
+
+
+SMALL = {"lora-0.5b": ("lora-1m", 8), "resnet18": ("resnet18", 32), "vit-s16": ("vit-s16", 32)}
+"""Model -> the model and the length that stand for it in a rehearsal; for all others a tiny BERT"""
+
+
+def rehearsal() -> list[Cell]:
+    """Return the cells for a GPU as a CPU can go through them in a minute."""
+    found = {}
+    for cell in on_cuda(gpus=1):
+        model, length = SMALL.get(cell.model, ("bert-1m", 8))
+        small = replace(
+            cell, model=model, length=length, batch_size=4, precision="bf16", device="cpu",
+            updates=2, drop=1, accumulation=min(cell.accumulation, 2),
+        )  # fmt: skip
+        found[small.name] = small
+    return list(found.values())
 
 
 def _unique(cells: Iterable[Cell]) -> list[Cell]:
@@ -192,6 +214,8 @@ def measure(cell: Cell, say: Say) -> dict[str, Any]:
         for name, row in rows.items():
             say(f"memory of {name}")
             row["memory"] = _memory(problem, name)
+            if cell.device == "cuda" and name not in RIVALS:
+                row["launches"] = launches(problem.trainer(_row(name), FEW_UPDATES))
     result = {
         "kind": "cell",
         "name": cell.name,
@@ -220,7 +244,7 @@ def measure(cell: Cell, say: Say) -> dict[str, Any]:
 def _peer_version(cell: Cell) -> dict[str, str]:
     from importlib.metadata import version
 
-    peer = cell.method.startswith("peer:")
+    peer = "peer:" in cell.method
     return {"pytorch-optimizer": version("pytorch-optimizer")} if peer else {}
 
 
@@ -284,15 +308,16 @@ def launch(cell: Cell, folder: Path) -> None:
     subprocess.run([sys.executable, *words], check=True, cwd=machine.ROOT)
 
 
-def find(name: str, cells: Iterable[Cell]) -> Cell:
+def find(name: str) -> Cell:
     """Return the cell of that name."""
-    return next(cell for cell in cells if cell.name == name)
+    return next(cell for cell in (*plan(), *rehearsal()) if cell.name == name)
 
 
 def main(argv: list[str]) -> None:
-    """Measure one cell as a process of several; the first writes the result."""
+    """Measure one cell in this process, perhaps one of several; the first writes the result."""
     name, path = argv
-    result = measure(find(name, plan()), lambda text: None)
+    transformers.utils.logging.set_verbosity_error()
+    result = measure(find(name), lambda text: print(text, flush=True))
     if int(os.environ.get("RANK", "0")) == 0:
         machine.write(Path(path), result)
 

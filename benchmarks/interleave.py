@@ -89,7 +89,7 @@ class Passes:
         self._trainer = trainer
         self._size = 0
         self._whole = trainer.accelerator.backward
-        self.watch = Stopwatch(trainer.args.device)
+        self.watch: Any = Stopwatch(trainer.args.device)
         assert trainer.model is not None
         trainer.model.register_forward_pre_hook(self._forward, with_kwargs=True)
         trainer.model.register_forward_hook(self._forwarded)
@@ -127,6 +127,10 @@ class Passes:
 class Recorder(TrainerCallback):
     """Samples every update of a trainer.
 
+    Attributes:
+        samples: one entry per update.
+        passes: of the update that runs.
+
     Args:
         trainer: which gets this callback.
         after_update: called after every sample, outside the time that is measured.
@@ -136,7 +140,7 @@ class Recorder(TrainerCallback):
         self.samples = Samples()
         self._after_update = after_update
         self._device = trainer.args.device
-        self._passes = Passes(trainer)
+        self.passes = Passes(trainer)
         self._steps = Stopwatch(self._device)
         self._losses: list[Tensor] = []
         self._step = trainer.training_step
@@ -151,7 +155,7 @@ class Recorder(TrainerCallback):
         return loss
 
     def _start(self) -> None:
-        self._passes.clear()
+        self.passes.clear()
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)
         self._cpu = time.process_time()
@@ -168,7 +172,7 @@ class Recorder(TrainerCallback):
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)
         now, cpu = time.perf_counter(), time.process_time()
-        taken, passes = self.samples, self._passes
+        taken, passes = self.samples, self.passes
         taken.seconds.append(round(now - self._clock, 6))
         if self._device.type == "cpu":
             taken.cpu_seconds.append(round(cpu - self._cpu, 6))

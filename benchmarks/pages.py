@@ -18,7 +18,7 @@ Result = dict[str, Any]
 Results = Mapping[str, Result]
 WANTED = (("cpu", "fp32"), ("cuda", "bf16"), ("cuda", "fp16"))
 """Devices and precisions of which the page says that they are not measured."""
-FAMILY = ("bert-1m", "bert-4m", "bert-11m", "bert-29m", "bert-335m", "bert-1b")
+FAMILY = ("bert-1m", "bert-4m", "bert-11m", "bert-29m", "bert-335m", "bert-1.3b")
 """Models that only show how the cost of `sam` grows."""
 
 TIMES = """\
@@ -63,6 +63,15 @@ GROWTH = """\
 
 *Beside the passes* is the share of a SAM update in which `training_step` does something else than
 forward and backward: norms, perturbing, restoring, readings.
+
+{table}
+"""
+
+KERNELS = """\
+## Kernels: {title}
+
+What an update launches on the GPU, and what of that is launched beside the passes: clipping and the
+optimizer, and a method's own work. The most of the updates after the first.
 
 {table}
 """
@@ -134,16 +143,16 @@ def entries(cells: Results) -> list[Entry]:
         for row in result["rows"]:
             if row["text"] != "none":
                 found.append(Entry(result["cell"], row["text"], of[row["text"]], row, result))
-    return sorted(found, key=lambda e: e.text != e.cell["method"])
+    return sorted(found, key=lambda e: e.text not in e.cell["method"].split())
 
 
-def sections(cells: Results, memory: Results, folder: str = "results/") -> list[str]:
+def sections(cells: Results, memory: Results, folder: str | None = "results/") -> list[str]:
     """Return the sections, and what is not measured.
 
     Args:
         cells: results of `python -m benchmarks` by name.
         memory: results of `python -m benchmarks.glue_memory` by name.
-        folder: of the pictures, seen from the page.
+        folder: of the pictures, seen from the page; None for a page without pictures.
     """
     found = entries(cells)
     parts = []
@@ -152,7 +161,7 @@ def sections(cells: Results, memory: Results, folder: str = "results/") -> list[
         parts += _sections_of(chosen, f"{device.upper()}, {precision}")
     if parts:
         parts.append(CELLS)
-    if usual(found):
+    if usual(found) and folder is not None:
         parts.append(PICTURES.format(folder=folder))
     missing = [f"{d.upper()} {p}" for d, p in WANTED if (d, p) not in {e.setting for e in found}]
     if missing:
@@ -171,7 +180,9 @@ def _sections_of(found: Sequence[Entry], title: str) -> list[str]:
     if any(e.text in RIVALS for e in found):
         parts.append(BESIDE.format(title=title, table=rival_table(found)))
     lines = growth_table(found)
-    return parts + ([GROWTH.format(title=title, table=lines)] if lines else [])
+    parts += [GROWTH.format(title=title, table=lines)] if lines else []
+    lines = kernel_table(found)
+    return parts + ([KERNELS.format(title=title, table=lines)] if lines else [])
 
 
 def usual(found: Iterable[Entry]) -> list[Entry]:
@@ -268,6 +279,20 @@ def growth_table(found: Iterable[Entry]) -> str:
     ]
     head = ["model", "parameters", "time", "beside the passes", "memory (MB)", "(P)"]
     return markdown(head, rows) if rows else ""
+
+
+def kernel_table(found: Iterable[Entry]) -> str:
+    """Return the table of launches, of `none` and of each method; nothing where none is counted."""
+    rows: dict[tuple[str, str], list[str]] = {}
+    for e in found:
+        if e.cell["model"] not in FAMILY or "sam" != e.cell["method"]:
+            for row in e.result["rows"]:
+                if row.get("launches"):
+                    most = [max(n) for n in zip(*row["launches"][1:], strict=True)]
+                    rows[_line(e), row["text"]] = [_line(e), f"`{row['text']}`", *map(str, most)]
+    return (
+        markdown(["model", "method", "kernels", "beside the passes"], rows.values()) if rows else ""
+    )
 
 
 def _line(e: Entry) -> str:

@@ -226,22 +226,26 @@ def _resnet18(length: int) -> nn.Module:
     return ResNetForImageClassification(config)
 
 
-def _lora(length: int) -> nn.Module:
-    """Adapters of rank 8 on a decoder of the shape of Qwen2-0.5B."""
-    from peft import LoraConfig, get_peft_model
-    from transformers import Qwen2Config, Qwen2ForCausalLM
+def _lora(layers: int, width: int, heads: int, vocabulary: int) -> Model:
+    """Adapters of rank 8 on a decoder, which takes two heads for keys and values as Qwen2 does."""
 
-    config = Qwen2Config(
-        vocab_size=151936,
-        hidden_size=896,
-        intermediate_size=4864,
-        num_hidden_layers=24,
-        num_attention_heads=14,
-        num_key_value_heads=2,
-        tie_word_embeddings=True,
-    )
-    adapters = LoraConfig(task_type="CAUSAL_LM", r=8, target_modules=["q_proj", "v_proj"])
-    return get_peft_model(Qwen2ForCausalLM(config), adapters)
+    def build(length: int) -> nn.Module:
+        from peft import LoraConfig, get_peft_model
+        from transformers import Qwen2Config, Qwen2ForCausalLM
+
+        config = Qwen2Config(
+            vocab_size=vocabulary,
+            hidden_size=width,
+            intermediate_size=38 * width // 7,
+            num_hidden_layers=layers,
+            num_attention_heads=heads,
+            num_key_value_heads=2,
+            tie_word_embeddings=True,
+        )
+        adapters = LoraConfig(task_type="CAUSAL_LM", r=8, target_modules=["q_proj", "v_proj"])
+        return get_peft_model(Qwen2ForCausalLM(config), adapters)
+
+    return Model(build, _text)
 
 
 MODELS: dict[str, Model] = {
@@ -249,13 +253,14 @@ MODELS: dict[str, Model] = {
     "bert-base": _bert(12, 768, 12),
     "vit-s16": Model(_vit_s16, _images),
     "resnet18": Model(_resnet18, _images),
-    "lora-0.5b": Model(_lora, _text),
+    "lora-0.5b": _lora(24, 896, 14, vocabulary=151936),
+    "lora-1m": _lora(2, 56, 2, vocabulary=5000),
     "bert-1m": _bert(2, 128, 2, vocabulary=5000),
     "bert-4m": _bert(2, 128, 2),
     "bert-11m": _bert(4, 256, 4),
     "bert-29m": _bert(4, 512, 8),
     "bert-335m": _bert(24, 1024, 16),
-    "bert-1b": _bert(24, 1792, 28),
+    "bert-1.3b": _bert(24, 2048, 32, vocabulary=50257),
 }
 """Name -> what is measured. Only the shapes are the named models'."""
 
@@ -283,6 +288,6 @@ def drawn(name: str, length: int, training: Training, updates: int, folder: str)
     model = MODELS[name]
     made = [model.draw(training.batch_size, length) for _ in range(FIXED_BATCHES)]
     numbers = list(range(training.examples(updates)))
-    return Problem(
-        model.build(length), numbers, Batches(made, training.batch_size), training, folder
-    )
+    with training.device:  # drawing a billion weights on a CPU takes most of a minute
+        built = model.build(length)
+    return Problem(built, numbers, Batches(made, training.batch_size), training, folder)

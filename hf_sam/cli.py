@@ -84,7 +84,7 @@ def env_text() -> str:
             found.append((name, metadata.version(name)))
         except metadata.PackageNotFoundError:
             found.append((name, __version__ if name == "hf-sam" else "not installed"))
-    accelerator = torch.accelerator.current_accelerator()
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
     count = torch.accelerator.device_count()
     found.append(("accelerator", f"{count} x {accelerator}" if accelerator else "none"))
     return "\n".join(f"{name:<14}{value}" for name, value in found)

@@ -73,9 +73,9 @@ def run(folder: Path, backend: str | None, cls: type = SAMTrainer, **settings: A
     torch._dynamo.reset()
     counters.clear()
     compiled = {"torch_compile": True, "torch_compile_backend": backend} if backend else {}
-    common = {"max_steps": UPDATES, "built": Small(), "data": data()}
+    given = {"max_steps": UPDATES, "built": Small(), "data": data()} | compiled | settings
     graphs = Graphs()
-    trainer = make_trainer(folder, cls=cls, callbacks=[graphs], **common, **compiled, **settings)
+    trainer = make_trainer(folder, cls=cls, callbacks=[graphs], **given)
     trainer.train()
     trainer.buffers, trainer.graphs = list(trainer.model.buffers()), graphs.seen
     return trainer

@@ -93,7 +93,7 @@ def scaled(
     overflow: tuple[int, int] | None = None,
     **settings: Any,
 ) -> tuple[Trainer, Notes]:
-    """Train with fp16=True and, on CPU, the GradScaler that accelerate makes for GPUs only.
+    """Train with fp16=True; a CPU gets the GradScaler that accelerate makes for GPUs only.
 
     Args:
         folder: for the trainer.
@@ -103,10 +103,10 @@ def scaled(
         settings: of the trainer.
     """
     trainer = make_trainer(folder, fp16=True, **settings)
-    accelerator = trainer.accelerator
+    accelerator, device = trainer.accelerator, trainer.args.device.type
     accelerator.native_amp = True
     accelerator.autocast_handler = AutocastKwargs(enabled=autocast)
-    accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=scale, growth_interval=1000)
+    accelerator.scaler = torch.amp.GradScaler(device, init_scale=scale, growth_interval=1000)
     notes = Notes(trainer)
     trainer.add_callback(notes)
     backward, count = accelerator.backward, {}

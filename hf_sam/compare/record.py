@@ -172,7 +172,8 @@ def hardware() -> dict[str, Any]:
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
     }
-    accelerator = torch.accelerator.current_accelerator()
+    # Without the check it is the one that torch was built for, also where there is none.
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
     if accelerator is not None:
         named = getattr(torch.get_device_module(accelerator), "get_device_name", None)
         name = named() if named is not None else accelerator.type

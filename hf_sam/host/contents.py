@@ -63,8 +63,9 @@ class Copies:
         self._tensors = [c for c in contents if isinstance(c, Tensor)]
         self._storages = [t.data for t in self._tensors]
         self._forms = forms(self._storages)
-        # One call for all of them: a normalisation layer has three each.
-        self._copies = list(torch._foreach_clone(self._storages)) if self._storages else []
+        self._copies = [torch.empty_like(s) for s in self._storages]
+        if self._storages:  # one call for all of them: a normalisation layer has three each
+            torch._foreach_copy_(self._copies, self._storages)
 
     def put_back(self) -> None:
         """Write the copies into the same memory, which the same tensors hold again."""

@@ -136,3 +136,13 @@ def test_a_run_ends_with_its_parent() -> None:
     from tests.compare.test_jobs import gone
 
     assert gone(pid)
+
+
+def test_a_torch_built_for_a_gpu_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whose `current_accelerator` is `cuda` all the same, unless it is asked to look."""
+
+    def current(check_available: bool = False) -> torch.device | None:
+        return None if check_available else torch.device("cuda")
+
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", current)
+    assert "accelerator" not in record.hardware()
