@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`hf-sam`: the methods and their pages, from the docstrings and fields of the code itself."""
+"""`hf-sam`: the scripts, the methods and their pages, comparisons, estimates, versions."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from . import __version__
+from . import __version__, launch
 from .compare.command import add_commands
+from .environment import report
 from .estimate.command import add_command
 from .pages import (
     COLUMNS,
@@ -23,12 +24,15 @@ from .pages import (
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit status."""
+    words = list(sys.argv[1:] if argv is None else argv)
     parser = _parser()
-    args = parser.parse_args(argv)
-    if not hasattr(args, "run"):
-        parser.print_help()
-        return 0
     try:
+        if words[:1] and words[0] in launch.SCRIPTS:  # their arguments are the scripts' own
+            return launch.start(words[0], words[1:])
+        args = parser.parse_args(words)
+        if not hasattr(args, "run"):
+            parser.print_help()
+            return 0
         return args.run(args) or 0
     except ValueError as error:
         print(f"hf-sam: {error}", file=sys.stderr)
@@ -43,6 +47,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"hf-sam {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
+    for name, script in launch.SCRIPTS.items():
+        commands.add_parser(name, help=script.about, add_help=False)
     methods = commands.add_parser("methods", help="table of the methods: cost, memory, state, use")
     methods.set_defaults(run=lambda args: print_methods())
     explain = commands.add_parser("explain", help="one method's page: formula, cost, options")
@@ -54,7 +60,7 @@ def _parser() -> argparse.ArgumentParser:
     add_commands(commands)
     add_command(commands)
     env = commands.add_parser("env", help="versions and devices, for a bug report")
-    env.set_defaults(run=lambda args: print(env_text()))
+    env.set_defaults(run=lambda args: print(report()))
     return parser
 
 
@@ -69,25 +75,6 @@ def print_methods() -> None:
         table.add_row(*row)
     Console(width=None if sys.stdout.isatty() else 160).print(table)
     print("P: one copy of the trainable parameters. A method's page: hf-sam explain KEY")
-
-
-def env_text() -> str:
-    """Return versions and devices as text."""
-    import platform
-    from importlib import metadata
-
-    import torch
-
-    found = [("python", platform.python_version()), ("platform", platform.platform())]
-    for name in ("hf-sam", "torch", "transformers", "accelerate", "datasets", "peft", "trl"):
-        try:
-            found.append((name, metadata.version(name)))
-        except metadata.PackageNotFoundError:
-            found.append((name, __version__ if name == "hf-sam" else "not installed"))
-    accelerator = torch.accelerator.current_accelerator(check_available=True)
-    count = torch.accelerator.device_count()
-    found.append(("accelerator", f"{count} x {accelerator}" if accelerator else "none"))
-    return "\n".join(f"{name:<14}{value}" for name, value in found)
 
 
 def write_docs(folder: Path) -> None:

@@ -22,6 +22,7 @@ from transformers import TrainerCallback
 import hf_sam
 from hf_sam import SAMTrainer
 from hf_sam.callbacks import MemoryCallback
+from hf_sam.launch import spoken
 from shared_scripts.files import read_json, write_json, write_text
 
 MEMORY = "max memory (MB)"
@@ -148,7 +149,7 @@ def origin(script: str, arguments: Iterable[Any], argv: Sequence[str]) -> dict[s
     }
     packages = ("torch", "transformers", "accelerate", "datasets")
     return {
-        "command": shlex.join(["python", script, *_without_secrets(argv)]),
+        "command": shlex.join([*spoken(script), *_without_secrets(argv)]),
         "arguments": json.loads(json.dumps(given, default=str)),
         "versions": {name: version(name) for name in packages} | {"hf_sam": hf_sam.__version__},
     }

@@ -138,12 +138,6 @@ def test_markdown() -> None:
     ]
 
 
-def test_env(capsys: pytest.CaptureFixture[str]) -> None:
-    assert run("env") == 0
-    printed = capsys.readouterr().out
-    assert all(name in printed for name in ("python", "torch", "transformers", "accelerator"))
-
-
 @every_sam
 def test_a_page_has_its_sections_in_order(key: str) -> None:
     doc = inspect.getdoc(METHODS[key])

@@ -3,6 +3,7 @@
 
 import ast
 import json
+import re
 import subprocess
 import sys
 import tomllib
@@ -35,7 +36,9 @@ MAY_IMPORT = {
     "host": {"sweeps", "sums", "vector", "landscape"},
     "callbacks": {"sweeps", "sums", "vector", "landscape"},
     "sharpness": {"sweeps", "sums", "vector", "landscape"},
-    "compare": {"parts", "methods", "texts", "arguments", "sharpness"},
+    "launch": {"parts"},
+    "environment": {"launch", "__version__"},
+    "compare": {"launch", "parts", "methods", "texts", "arguments", "sharpness"},
     "estimate": {"landscape", "methods", "texts", "arguments", "compare"},
     "run": ALL,
     "trainer": {*ALL, "run", "__version__"},
@@ -254,8 +257,12 @@ def test_every_public_name_resolves() -> None:
     assert all(getattr(hf_sam, name) is not None for name in hf_sam.__all__)
 
 
-def test_the_version_is_the_packages() -> None:
+def test_the_version_stands_in_one_place() -> None:
+    """The package's own; the build reads it there, and what cites it repeats it."""
     import hf_sam
 
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    assert hf_sam.__version__ == project["version"]
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    assert settings["project"]["dynamic"] == ["version"]
+    assert settings["tool"]["hatch"]["version"]["path"] == "hf_sam/__init__.py"
+    cited = re.search(r"^version: (.*)$", (ROOT / "CITATION.cff").read_text(), re.MULTILINE)
+    assert cited is not None and cited[1] == hf_sam.__version__

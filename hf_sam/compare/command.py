@@ -12,6 +12,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .. import launch
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -22,10 +24,11 @@ if TYPE_CHECKING:
 COMPARE = """\
 Run a script with several methods and seeds, and report which helps, beyond noise or not, and at
 what price. The script is any that takes SAMTrainingArguments and evaluates its last model; it and
-its arguments come after --. Interrupted or killed, the same command goes on where it was.
+its arguments come after --; glue and images are ours, as in `hf-sam glue`. Interrupted or killed,
+the same command goes on where it was.
 
   hf-sam compare --methods none,looksam,sam:rho=0.01,when=after:0.7 --seeds 5 -- \\
-      glue_scripts/run_glue.py --model_name_or_path DIR --task_name mrpc --do_train --do_eval
+      glue --model_name_or_path DIR --task_name mrpc --do_train --do_eval
 """
 METHODS = """\
 methods with their options, separated by commas: none,looksam,sam:rho=0.01,when=after:0.7. What has
@@ -37,6 +40,8 @@ REPORT = """\
 Report on finished runs: folders that run_glue.py or run_image_classification.py wrote as their
 --output_dir, or that `hf-sam compare` made. Runs whose other arguments differ are compared apart.
 """
+OWN = ("glue", "images")
+"""Scripts that are known by name."""
 LIBRARIES = ("jinja2", "matplotlib", "scipy")
 
 
@@ -129,6 +134,8 @@ def compare(args: argparse.Namespace) -> int:
 
     require()
     script = args.script[1:] if args.script[:1] == ["--"] else args.script
+    if script and script[0] in OWN:
+        script = [str(launch.path_of(script[0])), *script[1:]]
     planned = jobs.plan(parse_rows(args.methods), args.seeds, script, args.output_dir)
     jobs.remember(args.output_dir, planned, script)
     settings = jobs.Settings(
