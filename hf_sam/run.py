@@ -18,10 +18,11 @@ from .engine.accelerated import AcceleratedEngine
 from .engine.checkpoint import load_state, save_state
 from .engine.choice import check_optimizer, engine_for
 from .engine.table import is_fsdp2, reentrant
+from .host.adapters import Adapters
 from .host.advice import advise_radius, from_checkpoint
 from .host.checks import GIVEN, check_averaged
 from .host.hooks import check_hooks
-from .host.learning_rate import RateShare
+from .host.learning_rate import RateShare, largest_rate
 from .host.logs import RunningMeans
 from .host.losses import check_losses
 from .host.measuring import Measuring
@@ -131,6 +132,7 @@ class Run:
         trainer, patterns = self._trainer, option(self._trainer.args, "sam_where")
         read = partial(self.engine.params, trainer.optimizer)
         self.parameters = known = Parameters(trainer.model, read, partial(choose, patterns))
+        self._adapters = Adapters(trainer.model, known)
         check_patterns(patterns, known.params, known.names, trainer.model)
         refuse_complex(known.params, known.names)
         self._check_rounding()
@@ -175,6 +177,8 @@ class Run:
         trainer, name = self._trainer, self.method.describe()["name"]
         steps, ranks = trainer.args.gradient_accumulation_steps, trainer.accelerator.num_processes
         wanted = asks(self.method, steps)
+        if wanted.layers:
+            self._adapters.check(type(main_method(self.method)[1]).__name__, self.engine.replicated)
         if wanted.draws:
             check_drawable(loader, name)
         if wanted.losses and not self._passes.own_losses:
@@ -234,6 +238,7 @@ class Run:
             names=self.parameters.names,
             per_example=partial(passes.per_example, model, window),
             sample=partial(draw, trainer, self.engine),
+            layers=self._adapters,
             engine=self.engine,
             rounding=option(trainer.args, "sam_rounding"),
             cosine=self.means.want_cosine(trainer.state.global_step),
@@ -255,6 +260,7 @@ class Run:
             warmup=self._trainer.args.get_warmup_steps(state.max_steps),
             per_epoch=self._per_epoch,
             lr_ratio=self._rate_share(),
+            learning_rate=largest_rate(self._trainer.optimizer),
         )
 
     # -- logs and checkpoints -------------------------------------------------------------------

@@ -7,6 +7,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+WITH_ADAPTERS = {"bert": "lora", "llama": "lora_llama", "resnet": "lora_resnet", "t5": "lora_t5"}
+"""The toy models of `toys.MODELS`, and the same ones with LoRA adapters."""
+
 
 @dataclass(frozen=True)
 class Case:
@@ -27,6 +30,8 @@ class Case:
         batch_coupled: draws or selects examples, so accumulation is visible (law 3).
         stateful: carries state from update to update.
         per_example: needs per-example losses.
+        adapters: works on LoRA adapters, so it runs on the toys that have some.
+        moves: moves weights itself, in proportion to the learning rate, beside its update.
     """
 
     key: str
@@ -42,6 +47,12 @@ class Case:
     batch_coupled: bool = False
     stateful: bool = False
     per_example: bool = False
+    adapters: bool = False
+    moves: bool = False
+
+    def toy(self, model: str) -> str:
+        """Return the toy model on which the row runs where others run on `model`."""
+        return WITH_ADAPTERS.get(model, model) if self.adapters else model
 
     def __str__(self) -> str:
         """Return the row's name in test reports."""
@@ -126,3 +137,13 @@ CASES = [
     ),
     Case("vasso", passes=lambda step, total: 2, extra_p=2.0, launches=132, stateful=True),
 ]
+
+
+def rows(*models: str) -> list[tuple[Case, str]]:
+    """Return the pairs (case, toy model) to try, each once, for toys of these kinds."""
+    return [(c, toy) for c in CASES for toy in dict.fromkeys(map(c.toy, models))]
+
+
+def name_of(row: tuple[Case, str]) -> str:
+    """Return the name in test reports of a pair of `rows`."""
+    return f"{row[0]}-{row[1]}"

@@ -81,8 +81,15 @@ def run(folder: Path, backend: str | None, cls: type = SAMTrainer, **settings: A
     return trainer
 
 
+def adapted() -> nn.Module:
+    from peft import LoraConfig, get_peft_model
+
+    return get_peft_model(Small(), LoraConfig(r=2, target_modules=["first", "last"]))
+
+
 def choice(case: Case) -> dict[str, Any]:
-    return {"sam": case.key, "sam_options": case.options or None}
+    built = {"built": adapted()} if case.adapters else {}
+    return {"sam": case.key, "sam_options": case.options or None, **built}
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)

@@ -251,7 +251,7 @@ def test_a_trainer_refuses_when_it_is_built(tmp_path: Path) -> None:
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_an_ascent_of_each_rank_needs_a_method_that_allows_it(tmp_path: Path, case: Any) -> None:
     """Those whose state or update looks at the ascent gradient refuse it, others take it."""
-    settings = {"sam": case.key, "sam_options": case.options or None}
+    settings = {"sam": case.key, "sam_options": case.options or None, "model": case.toy("bert")}
     trainer = make_trainer(tmp_path, **settings)
     if trainer._method.local_ascent:
         make_trainer(tmp_path, **settings, sam_ascent_sync="local")

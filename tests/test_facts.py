@@ -71,6 +71,7 @@ def test_local_ascent_is_right(case: Case) -> None:
     method = METHODS[case.key]()
     assert method.local_ascent == (not method.keeps_state and not method.needs_here)
     assert asks(method).losses == case.per_example
+    assert asks(method).layers == case.adapters
 
 
 def test_readme_repeats_the_methods() -> None:

@@ -29,6 +29,17 @@ def frozen_but(*prefixes: str) -> nn.Module:
     return model
 
 
+def with_adapters(model: nn.Module) -> nn.Module:
+    """The model with adapters in the encoder, which are trained beside what is trained already."""
+    from peft import LoraConfig, inject_adapter_in_model
+
+    trained = {name: p.requires_grad for name, p in model.named_parameters()}
+    found = inject_adapter_in_model(LoraConfig(r=2, target_modules=["query", "value"]), model)
+    for name, p in found.named_parameters():
+        p.requires_grad_("lora_" in name or trained[name.replace(".base_layer", "")])
+    return found.double()
+
+
 class Change(TrainerCallback):
     """Makes parameters trainable or not before the update number `at`.
 
@@ -51,12 +62,17 @@ class Change(TrainerCallback):
     ) -> None:
         if state.global_step != self.at:
             return
-        changed = [p for n, p in model.named_parameters() if n.startswith(self.prefix)]
+        named = model.named_parameters()
+        changed = [p for n, p in named if n.startswith(self.prefix) and not self._has(n)]
         for p in changed:
             p.requires_grad_(self.trainable)
         if self.group:
             inner = getattr(optimizer, "optimizer", optimizer)
             inner.param_groups[0]["params"].extend(changed)
+
+    def _has(self, name: str) -> bool:
+        """Whether the optimizer has a parameter of this name from the beginning."""
+        return self.group and "lora_" in name
 
     def on_pre_optimizer_step(
         self, args: Any, state: Any, control: Any, model: Any = None, **_: Any
@@ -68,7 +84,8 @@ class Change(TrainerCallback):
 def run(folder: Path, change: Change, *, held: str = "", **more: Any) -> Any:
     """Train with an optimizer that holds the parameters whose names begin with `held`."""
     model = frozen_but(*more.pop("trainable", [HEAD]))
-    params = [p for n, p in model.named_parameters() if n.startswith(held)]
+    model = with_adapters(model) if more.pop("adapters", False) else model
+    params = [p for n, p in model.named_parameters() if n.startswith(held) or "lora_" in n]
     optimizer = torch.optim.SGD(params, lr=0.05)
     cls = more.pop("cls", SAMTrainer)
 
@@ -95,7 +112,7 @@ def test_a_layer_that_joins_the_optimizer_has_one_gradient(case: Case, tmp_path:
     ):
         change = Change(2, BODY, trainable=True, group=True)
         radius = {"sam_rho": 0.0} if key != "none" and "rho" in case.rho_zero else {}
-        run(tmp_path / key, change, held=HEAD, **more, **radius)
+        run(tmp_path / key, change, held=HEAD, adapters=case.adapters, **more, **radius)
         runs[key] = change.grads
     assert [g is None for g in runs["none"]] == [True, True, False, False]
     for ours, plain in zip(runs[case.key], runs["none"], strict=True):
@@ -144,6 +161,7 @@ def test_a_frozen_layer_is_left_alone(case: Case, tmp_path: Path) -> None:
         change,
         cls=Watching,
         trainable=trainable,
+        adapters=case.adapters,
         sam=case.key,
         sam_options=case.options,
         max_steps=5,

@@ -26,6 +26,7 @@ from transformers import (
 
 from hf_sam import ASAM, METHODS, SAM, SAMArguments, SAMMixin, SAMTrainer, SAMTrainingArguments
 from hf_sam.host import measuring
+from tests.cases import CASES
 from tests.toys import (
     CHECKPOINTING,
     assert_equal,
@@ -197,12 +198,17 @@ def no_renewals(key: str) -> dict[str, Any]:
     return {"sam_options": {"update_interval": 100} | fisher} if key.startswith("ssam") else {}
 
 
+def toy_of(key: str) -> str:
+    """Return the toy on which a method runs."""
+    return next((case.toy("bert") for case in CASES if case.key == key), "bert")
+
+
 def reads_per_update(key: str, folder: Path) -> list[int]:
     """Return how many values each update after the first asks for."""
     reads = Reads()
     watch = PerUpdate(lambda: reads.now)
     more = QUIET | no_renewals(key) | {"optim": "sgd", "callbacks": [watch]}
-    trainer = make_trainer(folder, sam=key, **more)
+    trainer = make_trainer(folder, model=toy_of(key), sam=key, **more)
     with pytest.MonkeyPatch.context() as patch, reads:
         for method in ("tolist", "cpu", *(() if key in BY_NUMPY else ("numpy",))):
             patch.setattr(torch.Tensor, method, reads.counting(method))
@@ -237,6 +243,7 @@ def test_no_more_waiting_for_a_gpu_than_trainer(key: str, tmp_path: Path) -> Non
             warnings.simplefilter("always")
             watch = PerUpdate(partial(times_waited, told))
             more = QUIET | no_renewals(name) | {"use_cpu": False, "fp16": True}
+            more |= {"model": toy_of(key)}
             trainer = make_trainer(tmp_path, sam=name, callbacks=[watch], **more)
             torch.cuda.set_sync_debug_mode("warn")
             try:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,8 @@ from transformers import (
 )
 
 from hf_sam import Landscape, Progress, SAMTrainer, SAMTrainingArguments, Vector
+from hf_sam.landscape import Layer, Pair
+from tests.cases import Case
 
 Example = dict[str, Any]
 
@@ -96,14 +99,20 @@ def t5(dropout: float = 0.0) -> torch.nn.Module:
     return T5ForConditionalGeneration(config)
 
 
-def lora(dropout: float = 0.0) -> torch.nn.Module:
-    """The classifier under a LoRA adapter."""
-    from peft import LoraConfig, get_peft_model
+def adapted(model: str, targets: list[str]) -> Callable[[float], torch.nn.Module]:
+    """Return a function that builds a toy under a LoRA adapter of some of its linear layers."""
 
-    model = bert(dropout)
-    return get_peft_model(
-        model, LoraConfig(task_type="SEQ_CLS", r=2, target_modules=["query", "value"])
-    )
+    def build(dropout: float = 0.0) -> torch.nn.Module:
+        from peft import LoraConfig, get_peft_model
+
+        task = "SEQ_CLS" if model == "bert" else None
+        config = LoraConfig(task_type=task, r=2, target_modules=targets)
+        return get_peft_model(MODELS[model](dropout), config)
+
+    return build
+
+
+lora = adapted("bert", ["query", "value"])
 
 
 def tokenizer() -> Any:
@@ -118,14 +127,23 @@ def tokenizer() -> Any:
     return PreTrainedTokenizerFast(tokenizer_object=inner, **special)
 
 
-MODELS = {"bert": bert, "llama": llama, "resnet": resnet, "t5": t5, "lora": lora}
+MODELS: dict[str, Callable[..., torch.nn.Module]] = {
+    "bert": bert,
+    "llama": llama,
+    "resnet": resnet,
+    "t5": t5,
+    "lora": lora,
+    "lora_llama": adapted("llama", ["q_proj", "down_proj"]),
+    "lora_resnet": adapted("resnet", ["classifier.1"]),
+    "lora_t5": adapted("t5", ["q", "v"]),
+}
 
 
 def examples(model: str, n: int = 48, seed: int = 1) -> list[Example]:
     """Return n seeded examples for a model of `MODELS`, equally long but with ragged labels for
     llama.
     """
-    draw = torch.Generator().manual_seed(seed)
+    draw, model = torch.Generator().manual_seed(seed), model.removeprefix("lora_")
 
     def tokens(length: int) -> torch.Tensor:
         return torch.randint(1, 50, (length,), generator=draw)
@@ -274,12 +292,16 @@ class Bowl:
     def losses(self, batch: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
         """Return the per-example losses (n,)."""
         x, y = batch
-        first, second, bias, unused = self.params
-        out = torch.tanh(x @ first.T) @ second.T
+        out = self.output(x)
         if self.drop_bias_at is None or self.passes != self.drop_bias_at:
-            out = out + bias
+            out = out + self.params[2]
         loss = (out - y).square().sum(1)
-        return loss if self.optional else loss + unused.square().sum()
+        return loss if self.optional else loss + self.params[3].square().sum()
+
+    def output(self, x: torch.Tensor) -> torch.Tensor:
+        """Return what the two layers make of inputs (n, 6), without the bias, (n, 3)."""
+        first, second = self.params[:2]
+        return torch.tanh(x @ first.T) @ second.T
 
     def backward(self, batch: Any, share: Any = 1.0, with_losses: bool = False) -> Any:
         """The Landscape's backward."""
@@ -313,5 +335,47 @@ class Bowl:
             "names": self.names,
             "per_example": self.per_example,
             "sample": self.sample,
+            "layers": self.layers,
         }
         return Landscape(self.params, cut, self.backward, **{**settings, **more})
+
+    layers: Any = None
+
+
+class AdaptedBowl(Bowl):
+    """The same loss with both layers frozen, and an adapter of rank 2 on the first one.
+
+    Its parameters are A (2, 6), B (4, 2), the bias, and the one without a gradient. The learning
+    rate of its updates is zero unless another one is given, for nobody steps an optimizer.
+    """
+
+    SCALE = 1.5
+
+    def __init__(self, dtype: torch.dtype = torch.float64, optional: bool = True) -> None:
+        super().__init__(dtype, optional)
+        first, self.second = (p.detach() for p in self.params[:2])
+        self.base = torch.nn.Linear(6, 4, bias=False, dtype=dtype)
+        self.base.weight = torch.nn.Parameter(first, requires_grad=False)
+        draw = torch.Generator().manual_seed(6)
+        factors = [torch.randn(s, generator=draw, dtype=torch.float64) for s in ((2, 6), (4, 2))]
+        self.params[:2] = [torch.nn.Parameter(f.to(dtype)) for f in factors]
+        self.names[:2] = ["first.lora_A.weight", "first.lora_B.weight"]
+
+    def output(self, x: torch.Tensor) -> torch.Tensor:
+        """Return what the two layers make of inputs (n, 6), without the bias, (n, 3)."""
+        a, b = self.params[:2]
+        return torch.tanh(self.base(x) + self.SCALE * (x @ a.T @ b.T)) @ self.second.T
+
+    def layers(self) -> list[Layer]:
+        """Return the layer with the adapter."""
+        return [Layer("first", self.base, [Pair(a=0, b=1, scale=self.SCALE)])]
+
+    def landscape(self, step: int = 0, total: int = 20, **more: Any) -> Landscape:  # type: ignore[override]
+        """Return the Landscape of an update, as `Bowl` does."""
+        progress = Progress(step=step, total=total, per_epoch=5, learning_rate=0.0)
+        return super().landscape(step, total, **{"progress": progress, **more})
+
+
+def bowl_for(case: Case, *given: Any, **more: Any) -> Bowl:
+    """Return the toy for bare Landscapes on which a row of `cases.py` runs."""
+    return (AdaptedBowl if case.adapters else Bowl)(*given, **more)

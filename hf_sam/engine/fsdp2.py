@@ -105,6 +105,8 @@ class ShardedEngine(AcceleratedEngine):
         replay: the state that later passes of an update repeat.
     """
 
+    replicated = False
+
     def __init__(self, accelerator: Accelerator, model: nn.Module, replay: Replay) -> None:
         super().__init__(accelerator, model, replay, whole_backward=True)
         self._placed: list[int] = []

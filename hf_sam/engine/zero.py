@@ -61,6 +61,8 @@ class DeepSpeedEngine(AcceleratedEngine):
         local_ascent: whether each rank keeps a gradient of its own if it only perturbs with it.
     """
 
+    replicated = False
+
     def __init__(
         self, accelerator: Accelerator, model: Any, replay: Replay, local_ascent: bool
     ) -> None:

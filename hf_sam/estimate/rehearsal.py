@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile, record_function
 
-from ..landscape import Landscape, Progress
+from ..landscape import Landscape, Layer, Pair, Progress
 from ..methods import Method
 
 UPDATES = 400
@@ -58,6 +58,7 @@ class Chain:
         shape = (layers, width, width)
         weights = torch.randn(shape, generator=draw) / width**0.5
         self.params = [nn.Parameter(w.clone()) for w in weights]
+        self.base = nn.Linear(width, width, bias=False)
         self.forwards = self.backwards = self.gradients = 0
 
     @property
@@ -85,6 +86,11 @@ class Chain:
         with torch.no_grad():
             return self.losses(x)
 
+    def layers(self) -> list[Layer]:
+        """Return layers of which these matrices, two by two, are the factors of the adapters."""
+        count = len(self.params) // 2
+        return [Layer(f"{i}", self.base, [Pair(2 * i, 2 * i + 1)]) for i in range(count)]
+
     def batch(self, seed: int, n: int) -> Tensor:
         """Return n examples of shape (n, width), drawn from the seed."""
         width = self.params[0].shape[0]
@@ -96,10 +102,11 @@ class Chain:
             self.params,
             [self.batch(step, n)],
             self.backward,
-            progress=Progress(step, total, per_epoch=total),
+            progress=Progress(step, total, per_epoch=total, learning_rate=1e-3),
             names=[f"{i}.weight" for i in range(len(self.params))],
             per_example=self.per_example,
             sample=lambda count, generator: [self.batch(-1 - i, 1) for i in range(count)],
+            layers=self.layers,
             **more,
         )
         found = method(at)

@@ -10,6 +10,11 @@ from typing import Any
 import torch
 
 
+def largest_rate(optimizer: Any) -> float:
+    """Return the largest learning rate of an optimizer's groups now."""
+    return max(_rates(optimizer.param_groups), default=0.0)
+
+
 class RateShare:
     """Computes the learning rate relative to its maximum over the whole run.
 

@@ -3,6 +3,7 @@
 
 from .data import Data
 from .landscape import Landscape
+from .layers import Layer, Pair
 from .protocol import Averaging, Backward, BatchOps, Engine
 from .replay import RandomStates, Replay, Restore, Store
 from .rounding import ROUNDING, check_rounding
@@ -17,7 +18,9 @@ __all__ = [
     "Data",
     "Engine",
     "Landscape",
+    "Layer",
     "Masked",
+    "Pair",
     "Progress",
     "RandomStates",
     "Replay",

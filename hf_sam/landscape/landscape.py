@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..vector import Selection, Vector
 from .data import Data
+from .layers import Layer
 from .passes import average_, on_present, run_pass
 from .perturbation import Perturbation
 from .protocol import Ascending, Averaging, Backward, Engine
@@ -38,13 +39,12 @@ class Landscape(Context):
         seed: together with the step, it determines every random choice of the update, equally on
             all processes.
         names: the parameters' names.
-        per_example: a function that returns a batch's losses of shape (B,) without a graph, for
-            methods that select examples at the perturbed weights.
-        sample: a function that draws n training examples, one batch each, for methods that ask.
+        per_example: a function that returns a batch's losses of shape (B,); see `Update`.
+        sample: a function that draws n training examples, one batch each; see `Update`.
+        layers: a function that returns the layers with low-rank adapters; see `Layer`.
         where: mask of the parameters that may be perturbed; by default all of them.
         rounding: `nearest` or `stochastic`; how `w + eps` is stored in bfloat16.
-        on_phase: a function that is called with "ascent", "perturb", "descent" and "restore" as
-            each of these phases begins.
+        on_phase: a function that is called as each phase begins; see `Update`.
 
     Example:
         >>> w = torch.nn.Parameter(torch.tensor([1.0, 1.0]))
@@ -71,6 +71,7 @@ class Landscape(Context):
         names: Sequence[str] | None = None,
         per_example: Callable[[Any], Tensor] | None = None,
         sample: Callable[[int, torch.Generator], list[Any]] | None = None,
+        layers: Callable[[], Sequence[Layer]] | None = None,
         where: Sequence[bool] | None = None,
         rounding: str = "nearest",
         on_phase: Callable[[str], None] | None = None,
@@ -86,6 +87,7 @@ class Landscape(Context):
             names=names,
             per_example=per_example,
             sample=sample,
+            layers=layers,
             engine=Engine.beside(params),
             rounding=rounding,
             on_phase=on_phase,
@@ -156,8 +158,7 @@ class Landscape(Context):
         This runs a forward pass without a graph.
         """
         if self.update.per_example is None:
-            what = "pass a function batch -> losses (B,)"
-            raise ValueError(f"this Landscape has no `per_example`: {what}")
+            raise ValueError("this Landscape has no `per_example`: pass batch -> losses (B,)")
         self._announce_pass()
         with self.update.replay():
             return [self.update.per_example(batch) for batch in self.data.batches]
@@ -252,8 +253,7 @@ class Landscape(Context):
     def sample(self, n: int) -> list[Any]:
         """Draw n training examples with this update's generator, as a list of batches."""
         if self.update.sample is None:
-            what = "pass a function (n, generator) -> batches"
-            raise ValueError(f"this Landscape has no `sample`: {what}")
+            raise ValueError("this Landscape has no `sample`: pass (n, generator) -> batches")
         return self.update.sample(n, self.generator)
 
     def example_gradients(self, n: int) -> Iterator[Vector]:

@@ -15,7 +15,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from ..vector import WHOLE, Placement
+from ..sweeps import by_kind
+from ..vector import WHOLE, Numbers, Placement
 from .replay import RandomStates, Replay
 
 
@@ -90,9 +91,11 @@ class Engine:
         local_ascent: whether each process keeps a gradient of its own if it only perturbs with it.
         placement: how the parameters are spread over processes.
         replay: the object that makes later passes of an update repeat the first one.
+        replicated: whether each process holds all weights, and the optimizer steps these.
     """
 
     local_ascent: bool = False
+    replicated: bool = True
     placement: Placement = WHOLE
 
     def __init__(self, replay: Replay | None = None) -> None:
@@ -189,6 +192,15 @@ class Engine:
     def rows(self, param: Tensor, whole: Tensor) -> Tensor:
         """Return the rows that this process holds of a tensor of the parameter's full shape."""
         return whole
+
+    def scale_(self, params: Sequence[Tensor], factors: Numbers) -> None:
+        """Multiply parameters by `()` factors in place, for good; None leaves one alone."""
+        held = self.held(params)
+        near = [None if f is None else f.to(w.device) for f, w in zip(factors, held, strict=True)]
+        with torch.no_grad():
+            for places in by_kind(held, near):
+                weights, scales = ([vector[i] for i in places] for vector in (held, near))
+                torch._foreach_mul_(weights, scales)  # type: ignore[arg-type]
 
     def watch(self, held: Sequence[Tensor], eps: Sequence[Tensor | None]) -> None:
         """Inspect a perturbation that is about to be applied; the base class ignores it."""

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..vector import Selection, Vector
+from ..vector import Numbers, Selection, Vector
+from .layers import LAYERS, Layer, chosen
 from .protocol import Averaging, Backward, Engine
 from .readings import Readings
 from .replay import Replay
@@ -28,6 +29,7 @@ class Progress:
         warmup: updates of the learning rate's warm-up.
         per_epoch: updates in one epoch, if known.
         lr_ratio: the learning rate divided by its maximum, 0 to 1.
+        learning_rate: the learning rate itself, the largest one of the optimizer, if known.
 
     Example:
         >>> Progress(step=25, total=100).fraction
@@ -39,6 +41,7 @@ class Progress:
     warmup: int = 0
     per_epoch: int | None = None
     lr_ratio: float = 1.0
+    learning_rate: float | None = None
 
     @property
     def fraction(self) -> float:
@@ -62,6 +65,8 @@ class Update:
             methods that select examples call it, at the perturbed weights.
         sample: a function that draws n training examples, one batch each. Only methods that look
             at data beyond the update's call it.
+        layers: a function that returns the layers with low-rank adapters. Only methods for such
+            adapters call it.
         engine: the machinery of processes, precision and replay.
         rounding: how `w + eps` is stored, `nearest` or `stochastic`; see `Stochastic`.
         cosine: whether to read `grad_cosine`, which needs a walk over all weights.
@@ -79,6 +84,7 @@ class Update:
     names: Sequence[str] | None = None
     per_example: Callable[[Any], Tensor] | None = None
     sample: Callable[[int, torch.Generator], list[Any]] | None = None
+    layers: Callable[[], Sequence[Layer]] | None = None
     engine: Engine = field(default_factory=Engine)
     rounding: str = "nearest"
     cosine: bool = True
@@ -172,6 +178,32 @@ class Context:
         engine = self.update.engine
         held = (weight.detach() for weight in engine.held(self.params))
         return Vector(held, engine.placement)
+
+    def layers(self) -> list[Layer]:
+        """Return the layers with low-rank adapters, with the pairs that may be perturbed.
+
+        A pair is left out if one of its factors may not be perturbed.
+        """
+        if self.update.layers is None:
+            raise ValueError(f"this Landscape has no `layers`: pass () -> the {LAYERS}")
+        return chosen(self.update.layers(), self.where)
+
+    def rate(self) -> float:
+        """Return the learning rate, which has to be known."""
+        rate = self.progress.learning_rate
+        if rate is None:
+            raise ValueError(
+                "this Landscape's progress has no learning rate: give Progress(learning_rate=...)"
+            )
+        return rate
+
+    def scale_(self, factors: Numbers) -> None:
+        """Multiply parameters by `()` factors in place; None leaves a parameter alone.
+
+        In contrast to a perturbation this is a part of the update, beside the gradient that the
+        optimizer gets.
+        """
+        self.update.engine.scale_(self.params, factors)
 
     def rows(self, i: int, whole: Tensor) -> Tensor:
         """Return the rows that this process holds of a tensor of parameter i's full shape."""

@@ -9,6 +9,7 @@ from ..landscape import Landscape
 from ..parts.radius import Rho
 from ..vector import Vector
 from .base import Method, Perturbing
+from .rehearsal import asks
 from .sam import SAM
 
 
@@ -40,8 +41,13 @@ class PerGroup(Method):
     method: Method = field(metadata={"help": "what each group does"})
 
     def __post_init__(self) -> None:
-        """Refuse a method with state."""
+        """Refuse a method with state, and one that changes layers once per update."""
         super().__post_init__()
+        if asks(self.method).layers:
+            raise ValueError(
+                f"{type(self.method).__name__} works on the adapters once per update, not once for "
+                "each group of its examples: use sam_accumulation='window'"
+            )
         keepers = sorted({type(p).__name__ for p in self.method.walk() if p.stateful})
         if keepers:
             raise ValueError(
@@ -52,16 +58,7 @@ class PerGroup(Method):
 
     def update(self, at: Landscape) -> Vector:
         """Return the mean of the groups' updates, weighted as their examples or tokens."""
-        alone = self.method.local_ascent
-        total: Vector | None = None
-        groups = None if self.groups is None else int(self.groups)
-        for share, group in at.groups(groups, descent_only=alone):
-            mine = self.method(group)
-            total = mine.mul_(share) if total is None else total.add_(mine, share)
-            del mine  # it would take up memory during the next group's passes
-        assert total is not None
-        # With ascents of their own, ranks need no communication before this one average.
-        return at.average_(total) if alone else total
+        return mean_of_groups(at, self.groups, self.method)
 
     @property
     def local_ascent(self) -> bool:
@@ -115,4 +112,23 @@ class MSAM(Perturbing):
         sam = SAM(self.rho, ascent_fraction=self.ascent_fraction)
         if self.micro_batches == 1:  # bit for bit SAM, without the cost of cutting
             return sam.update(at)
-        return PerGroup(self.micro_batches, sam).update(at)
+        return mean_of_groups(at, self.micro_batches, sam)
+
+
+def mean_of_groups(at: Landscape, groups: int | None, method: Method) -> Vector:
+    """Return the weighted mean of a method's updates for each of several groups of examples.
+
+    Args:
+        at: the Landscape of all examples.
+        groups: the number of contiguous groups; None makes a group of every micro-batch.
+        method: the method of each group.
+    """
+    alone = method.local_ascent
+    total: Vector | None = None
+    for share, group in at.groups(None if groups is None else int(groups), descent_only=alone):
+        mine = method(group)
+        total = mine.mul_(share) if total is None else total.add_(mine, share)
+        del mine  # it would take up memory during the next group's passes
+    assert total is not None
+    # With ascents of their own, ranks need no communication before this one average.
+    return at.average_(total) if alone else total

@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.utils import skip_init
 
-from ..landscape import Data, Engine, Landscape, Progress, Replay, Update
+from ..landscape import Data, Engine, Landscape, Layer, Pair, Progress, Replay, Update
 from ..vector import Selection
 from .base import Method
 
@@ -31,6 +32,7 @@ class Asks:
         examples: whether it takes single examples out of a batch, or cuts batches into groups.
         losses: whether it compares the losses of single examples.
         draws: whether it looks at training examples beyond the update's.
+        layers: whether it works on the layers with low-rank adapters.
         starts_at_w: whether its first pass is the whole gradient at w.
         groups: how many groups of an update's examples it perturbs separately.
         passes: the mean number of backward passes per example of an update.
@@ -39,6 +41,7 @@ class Asks:
     examples: bool
     losses: bool
     draws: bool
+    layers: bool
     starts_at_w: bool
     groups: int
     passes: float
@@ -62,6 +65,7 @@ def asks(method: Method, batches: int = 2) -> Asks:
         examples=any(notes.examples for notes in records),
         losses=any(notes.losses for notes in records),
         draws=any(notes.draws for notes in records),
+        layers=any(notes.layers for notes in records),
         starts_at_w=records[0].starts_at_w,
         groups=max(notes.groups for notes in records),
         passes=records[0].seen / (UPDATES * batches * EXAMPLES),
@@ -72,7 +76,7 @@ class Notes:
     """The requests that a method has made so far."""
 
     def __init__(self) -> None:
-        self.examples = self.losses = self.draws = False
+        self.examples = self.losses = self.draws = self.layers = False
         self.starts_at_w = True
         self.groups = 1
         self.seen = 0
@@ -91,8 +95,11 @@ def _rehearse(method: Method, batches: int) -> Notes:
 
 
 def _one_update(method: Method, notes: Notes, step: int, batches: int) -> None:
-    params = [torch.ones(2, 4), torch.ones(2)]
+    params = [torch.ones(2, 4), torch.ones(2), torch.ones(3, 2)]
     stage = Stage(notes, params, batches)
+    # It is not initialised, because that would draw from torch's own generator.
+    base = skip_init(nn.Linear, 4, 3, bias=False).requires_grad_(False)
+    nn.init.ones_(base.weight)
 
     def backward(batch: Any, share: Any = 1.0, **flags: bool) -> Any:
         notes.losses |= bool(flags)
@@ -109,6 +116,10 @@ def _one_update(method: Method, notes: Notes, step: int, batches: int) -> None:
         notes.losses = True
         return torch.arange(float(len(batch)))
 
+    def layers() -> list[Layer]:
+        notes.layers = True
+        return [Layer("layer", base, [Pair(a=0, b=2)])]
+
     def sample(n: int, generator: torch.Generator) -> list[Any]:
         notes.draws = True
         return [range(1)] * min(n, 2)
@@ -116,11 +127,12 @@ def _one_update(method: Method, notes: Notes, step: int, batches: int) -> None:
     update = Update(
         params=params,
         backward=backward,
-        perturbable=Selection([True, True]),
-        progress=Progress(step=step, total=UPDATES, per_epoch=4),
-        names=["layer.weight", "layer.bias"],
+        perturbable=Selection([True] * len(params)),
+        progress=Progress(step=step, total=UPDATES, per_epoch=4, learning_rate=0.01),
+        names=["layer.weight", "layer.bias", "other.weight"],
         per_example=per_example,
         sample=sample,
+        layers=layers,
         engine=stage,
     )
     method(Landscape.of(update, Data.by_examples([range(EXAMPLES)] * batches, Ranges(notes))))

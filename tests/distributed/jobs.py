@@ -177,11 +177,12 @@ def joined_batch(folder: Path) -> Found:
 
 def method_settings(key: str) -> dict[str, Any]:
     """Return the settings of a short run of a row of `cases.py`."""
-    options = next(case.options for case in CASES if case.key == key)
+    case = next(case for case in CASES if case.key == key)
     return {
+        "model": case.toy("bert"),
         "dtype": torch.float64,
         "sam": key,
-        "sam_options": options or None,
+        "sam_options": case.options or None,
         "max_steps": 6,
         "gradient_accumulation_steps": 2,
     }

@@ -68,7 +68,9 @@ def assert_same(one: dict[str, Any], other: dict[str, Any]) -> None:
     assert_same_logs(one["logs"], other["logs"], 1e-5)  # Trainer and the readings log float32
 
 
-@pytest.mark.parametrize("case", [c for c in CASES if c.key not in SPLIT_GROUPS], ids=str)
+@pytest.mark.parametrize(
+    "case", [c for c in CASES if c.key not in SPLIT_GROUPS and not c.adapters], ids=str
+)
 def test_every_method_is_one_process_on_the_joined_batch(
     ranks: Ranks, tmp_path: Path, case: Any
 ) -> None:

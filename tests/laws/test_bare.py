@@ -5,12 +5,14 @@ device walks over the weights.
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
 from hf_sam import METHODS, Landscape, Method
 from tests.cases import CASES, Case
-from tests.toys import Bowl
+from tests.toys import Bowl, bowl_for
 
 pytestmark = pytest.mark.usefixtures("walk")
 every_case = pytest.mark.parametrize("case", CASES, ids=str)
@@ -35,7 +37,7 @@ def assert_at(bowl: Bowl, before: list[torch.Tensor]) -> None:
 @pytest.mark.parametrize("batches", [1, 3])
 def test_exact_return(case: Case, dtype: torch.dtype, batches: int) -> None:
     """Law 1: after an update's passes every parameter is bitwise what it was."""
-    bowl, method = Bowl(dtype), build(case)
+    bowl, method = bowl_for(case, dtype), build(case)
     before, pointers = copies(bowl), [p.data_ptr() for p in bowl.params]
     for step in range(12):
         method(bowl.landscape(step, total=12, batches=batches))
@@ -47,7 +49,7 @@ def test_exact_return(case: Case, dtype: torch.dtype, batches: int) -> None:
 @pytest.mark.parametrize("failing", [1, 2, 3])
 def test_exact_return_after_an_exception(case: Case, failing: int) -> None:
     """Law 1: also when any pass raises."""
-    bowl, method = Bowl(), build(case)
+    bowl, method = bowl_for(case), build(case)
     before = copies(bowl)
     total = sum(case.passes(step, 12) for step in range(12))
     if failing > total:
@@ -64,7 +66,7 @@ def test_exact_return_of_what_a_later_pass_skips(case: Case) -> None:
     """Laws 1 and 7: a parameter without a gradient in the second pass returns, and has no
     update.
     """
-    bowl, method = Bowl(), build(case)
+    bowl, method = bowl_for(case), build(case)
     before = copies(bowl)
     bowl.drop_bias_at = 2
     update = method(bowl.landscape(11, total=12))
@@ -76,7 +78,7 @@ def test_exact_return_of_what_a_later_pass_skips(case: Case) -> None:
 @every_case
 def test_a_missing_gradient_stays_missing(case: Case) -> None:
     """Law 7: None, not zeros."""
-    bowl, method = Bowl(), build(case)
+    bowl, method = bowl_for(case), build(case)
     for step in range(8):
         update = method(bowl.landscape(step, total=8))
         assert update[3] is None
@@ -87,7 +89,7 @@ def test_a_missing_gradient_stays_missing(case: Case) -> None:
 @every_case
 def test_rho_zero_is_the_plain_gradient(case: Case) -> None:
     """Law 2 on a bare Landscape."""
-    bowl, method = Bowl(), build(case, **case.rho_zero)
+    bowl, method = bowl_for(case), build(case, **case.rho_zero)
     for step in range(6):
         at = bowl.landscape(step, total=6, batches=2)
         update = method(at)
@@ -102,7 +104,7 @@ def test_rho_zero_is_the_plain_gradient(case: Case) -> None:
 @every_case
 def test_passes_are_counted(case: Case) -> None:
     """Law 9: exactly the passes that the row says."""
-    bowl, method = Bowl(), build(case)
+    bowl, method = bowl_for(case), build(case)
     for step in range(12):
         bowl.passes = 0
         method(bowl.landscape(step, total=12))
@@ -117,7 +119,7 @@ def test_randomness_is_a_function_of_seed_and_update(case: Case) -> None:
     updates = []
     for seed in (1, 2):
         torch.manual_seed(seed)
-        bowl, method = Bowl(), build(case)
+        bowl, method = bowl_for(case), build(case)
         state = torch.get_rng_state()
         updates.append([method(bowl.landscape(step, total=8)) for step in range(8)])
         assert torch.equal(state, torch.get_rng_state()), "drew from the global generator"
@@ -132,7 +134,7 @@ def test_accumulation_is_invisible(case: Case) -> None:
     if case.batch_coupled:
         pytest.skip("the method draws or selects examples")
     whole, cut = build(case), build(case)
-    bowl = Bowl()
+    bowl = bowl_for(case)
     for step in range(6):
         a = whole(bowl.landscape(step, total=6))
         b = cut(bowl.landscape(step, total=6, batches=3))
@@ -144,7 +146,7 @@ def test_accumulation_is_invisible(case: Case) -> None:
 @every_case
 def test_state_starts_at_first_use(case: Case) -> None:
     """Law 6: a method may run first at any update."""
-    bowl, method = Bowl(), build(case)
+    bowl, method = bowl_for(case), build(case)
     update = method(bowl.landscape(step=11, total=12))
     assert all(t is None or torch.isfinite(t).all() for t in update)
     assert method.keeps_state == case.stateful
@@ -153,32 +155,36 @@ def test_state_starts_at_first_use(case: Case) -> None:
 @every_case
 def test_a_zero_gradient_means_no_perturbation(case: Case) -> None:
     """Law 12: no NaN, weights return, and it is noted."""
-    p = torch.nn.Parameter(torch.ones(3, dtype=torch.float64))
+    bowl = bowl_for(case)
+    before = copies(bowl)
 
-    def backward(batch: object, share: float = 1.0, with_losses: bool = False) -> object:
-        loss = (p * 0.0).sum() * share
+    def backward(batch: Any, share: float = 1.0, with_losses: bool = False) -> object:
+        loss = sum((p * 0.0).sum() for p in bowl.params) * share
         loss.backward()
-        return (loss.detach(), torch.zeros(2)) if with_losses else loss.detach()
+        losses = torch.zeros(len(batch[0]), dtype=torch.float64)
+        return (loss.detach(), losses) if with_losses else loss.detach()
 
-    method = build(case)
     at = Landscape(
-        [p],
-        [torch.ones(2)],
+        bowl.params,
+        [bowl.batch(0)],
         backward,
-        names=["weight"],
-        per_example=lambda batch: torch.zeros(len(batch)),
-        sample=lambda n, generator: [torch.ones(1)] * n,
+        names=bowl.names,
+        per_example=lambda batch: torch.zeros(len(batch[0]), dtype=torch.float64),
+        sample=bowl.sample,
+        layers=bowl.layers,
+        progress=bowl.landscape().progress,
     )
-    update = method(at)
-    assert update[0] is not None and torch.equal(update[0], torch.zeros(3, dtype=torch.float64))
-    assert torch.equal(p.detach(), torch.ones(3, dtype=torch.float64))
+    update = build(case)(at)
+    for u, p in zip(update, bowl.params, strict=True):
+        assert u is not None and torch.equal(u, torch.zeros_like(p))
+    assert_at(bowl, before)
 
 
 @every_case
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_a_non_finite_gradient_leaves_no_trace(case: Case, bad: float) -> None:
     """Law 12: weights return, and no state absorbs it: the next update is finite."""
-    bowl, method = Bowl(), build(case)
+    bowl, method = bowl_for(case), build(case)
     before = copies(bowl)
     for step in range(3):
         method(bowl.landscape(step, total=12))
@@ -191,6 +197,7 @@ def test_a_non_finite_gradient_leaves_no_trace(case: Case, bad: float) -> None:
             names=bowl.names,
             per_example=bowl.per_example,
             sample=bowl.sample,
+            layers=bowl.layers,
             progress=bowl.landscape(3, 12).progress,
         )
     )

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 from hf_sam import METHODS, Landscape, Progress, Vector
-from hf_sam.landscape import Support
+from hf_sam.landscape import Layer, Pair, Support
 from tests.cases import CASES, Case
 
 VIEWS = {"view", "split", "split_with_sizes", "slice", "detach", "alias", "unbind"}
@@ -56,7 +56,19 @@ def bert_base() -> list[nn.Parameter]:
     return [nn.Parameter(torch.empty(shape, device="meta")) for shape in shapes]
 
 
-def landscape(params: list[nn.Parameter], step: int) -> Landscape:
+def adapted_base() -> tuple[list[nn.Parameter], list[Layer]]:
+    """Return 194 factors of adapters of BERT-base's matrices, and the layers."""
+    params, layers = list[nn.Parameter](), []
+    for i in range(97):
+        params += [nn.Parameter(torch.empty(s, device="meta")) for s in ((8, 768), (768, 8))]
+        base = nn.Linear(768, 768, device="meta")
+        layers.append(Layer(f"{i}", base, [Pair(2 * i, 2 * i + 1)]))
+    return params, layers
+
+
+def landscape(
+    params: list[nn.Parameter], step: int, layers: list[Layer] | None = None
+) -> Landscape:
     def backward(batch: Tensor, share: Any = 1.0, with_losses: bool = False) -> Any:
         with _disable_current_modes():  # what a pass does is not counted
             for p in params:
@@ -68,7 +80,8 @@ def landscape(params: list[nn.Parameter], step: int) -> Landscape:
         params,
         [torch.empty(4, 2, device="meta")],
         backward,
-        progress=Progress(step=step, total=4),
+        progress=Progress(step=step, total=4, learning_rate=0.01),
+        layers=lambda: layers or [],
         names=[f"{i}.weight" for i in range(len(params))],
         per_example=lambda batch: torch.empty(len(batch), device="meta"),
     )
@@ -84,12 +97,13 @@ def give_mask(params: list[nn.Parameter], method: Any) -> None:
 
 def launches(case: Case) -> Launches:
     """Return the counts of that one of four updates that launches most."""
-    params, method = bert_base(), METHODS[case.key](**case.options)
+    method = METHODS[case.key](**case.options)
+    params, layers = adapted_base() if case.adapters else (bert_base(), [])
     if case.mask_p is not None:
         give_mask(params, method)
     found = []
     for step in range(4):
-        at = landscape(params, step if case.mask_p is None else 0)
+        at = landscape(params, step if case.mask_p is None else 0, layers)
         with Launches() as counted:
             method(at)
         found.append(counted)

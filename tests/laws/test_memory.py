@@ -21,7 +21,7 @@ from torch.profiler import ProfilerActivity, profile, record_function
 from transformers import BertConfig, BertForSequenceClassification, Trainer
 
 from hf_sam import METHODS, Composed, Landscape, Method, Progress, Vector, sweeps
-from hf_sam.landscape import Support, perturbation
+from hf_sam.landscape import Layer, Pair, Support, perturbation
 from hf_sam.methods import rsam
 from hf_sam.parts.direction import Direction, chain
 from hf_sam.parts.masks import dynamic_mask
@@ -49,15 +49,24 @@ class Deep:
         bytes: P.
     """
 
+    layers: Any = None
+
     def __init__(self, shapes: list[tuple[int, int]] | None = None) -> None:
         draw = torch.Generator().manual_seed(0)
         shapes = shapes or [(WIDTH, WIDTH)] * LAYERS
         self.params = [nn.Parameter(torch.randn(s, generator=draw) / WIDTH**0.5) for s in shapes]
-        self.bytes = sum(p.numel() * p.element_size() for p in self.params)
+
+    @property
+    def bytes(self) -> int:
+        return sum(p.numel() * p.element_size() for p in self.params)
+
+    def products(self) -> list[Callable[[Tensor], Tensor]]:
+        """What each layer multiplies its inputs by."""
+        return [functools.partial(torch.matmul, other=p) for p in self.params]
 
     def losses(self, x: Tensor) -> Tensor:
-        for p in self.params:
-            x = torch.tanh(x @ p)
+        for product in self.products():
+            x = torch.tanh(product(x))
         return x.square().sum(1)
 
     def backward(self, x: Tensor, share: Any = 1.0, with_losses: bool = False) -> Any:
@@ -78,13 +87,36 @@ class Deep:
             self.params,
             list(self.batch(step, 3).chunk(batches)),
             self.backward,
-            progress=Progress(step, total),
+            progress=Progress(step, total, learning_rate=1e-3),
             seed=1,
             names=[f"{i}.weight" for i in range(len(self.params))],
             per_example=self.per_example,
             sample=lambda n, generator: [self.batch(100 + i, 1) for i in range(n)],
+            layers=self.layers,
             **more,
         )
+
+
+class DeepAdapted(Deep):
+    """The same chain, frozen, with an adapter of rank WIDTH / 2 on each matrix: as many weights."""
+
+    def __init__(self) -> None:
+        super().__init__([(WIDTH // 2, WIDTH), (WIDTH, WIDTH // 2)] * LAYERS)
+        self.bases = [nn.Linear(WIDTH, WIDTH, bias=False) for _ in range(LAYERS)]
+        for base in self.bases:
+            base.requires_grad_(False)
+
+    def products(self) -> list[Callable[[Tensor], Tensor]]:
+        """What each layer multiplies its inputs by."""
+
+        def product(i: int, x: Tensor) -> Tensor:
+            return self.bases[i](x) + x @ self.params[2 * i].T @ self.params[2 * i + 1].T
+
+        return [functools.partial(product, i) for i in range(LAYERS)]
+
+    def layers(self) -> list[Layer]:
+        pairs = [Pair(2 * i, 2 * i + 1) for i in range(LAYERS)]
+        return [Layer(f"{i}", self.bases[i], [pair]) for i, pair in enumerate(pairs)]
 
 
 def mark(name: str) -> None:
@@ -124,9 +156,11 @@ def updates(method: Method, model: Deep, total: int, batches: int) -> Peaks:
     return counted(work)
 
 
-def extra(method: Method, total: int = 2, batches: int = 1, **model: Any) -> list[float]:
+def extra(
+    method: Method, total: int = 2, batches: int = 1, make: Callable[[], Deep] = Deep
+) -> list[float]:
     """Return each update's peak beyond the plain Trainer's, in P."""
-    plain, deep = max(updates(METHODS["none"](), Deep(**model), 1, batches).values()), Deep(**model)
+    plain, deep = max(updates(METHODS["none"](), make(), 1, batches).values()), make()
     found = updates(method, deep, total, batches)
     steps = [[n for k, n in found.items() if k.startswith(f"{s} ")] for s in range(total)]
     return [(max(peaks) - plain) / deep.bytes for peaks in steps]
@@ -145,7 +179,8 @@ def test_each_row_says_its_memory(
     """At most what its row says, and not much less; accumulation adds nothing to it."""
     monkeypatch.setattr(rsam, "normal", draw_in_torch)
     total = {"looksam": 6, "late_sam": 4}.get(case.key, 2)  # up to a second refresh, to the start
-    found = extra(METHODS[case.key](**case.options), total, batches)
+    toy = DeepAdapted if case.adapters else Deep
+    found = extra(METHODS[case.key](**case.options), total, batches, toy)
     stated = [case.extra_p] * total
     if case.mask_p is not None:
         stated[0] = case.mask_p + 1 / LAYERS  # scratch for a tensor
@@ -162,7 +197,8 @@ def test_each_page_says_it_too(case: Case) -> None:
 @pytest.mark.parametrize("key", ["sam", "asam", "stable_sam", "looksam"])
 def test_one_large_tensor_needs_no_copy_of_itself(key: str) -> None:
     """As a language model's embeddings: most of the weights."""
-    found = extra(METHODS[key](), shapes=[(WIDTH, WIDTH)] * 7 + [(WIDTH, 25 * WIDTH)])
+    shapes = [(WIDTH, WIDTH)] * 7 + [(WIDTH, 25 * WIDTH)]
+    found = extra(METHODS[key](), make=lambda: Deep(shapes))
     assert max(found) <= next(c.extra_p for c in CASES if c.key == key) + SLACK
 
 

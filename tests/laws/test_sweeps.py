@@ -14,7 +14,7 @@ from hf_sam.sums import Sums
 from hf_sam.sweeps import GROUPED, Scratch, forced, sweep
 from tests.cases import CASES, Case
 from tests.laws.conftest import SMALL
-from tests.toys import Bowl
+from tests.toys import bowl_for
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
@@ -28,7 +28,7 @@ def test_both_policies_give_the_same_bits(
         dtype, more = torch.bfloat16, {"rounding": "stochastic"}
     found = []
     for policy in (*SMALL.values(), GROUPED):
-        bowl, method = Bowl(dtype), METHODS[case.key](**case.options)
+        bowl, method = bowl_for(case, dtype), METHODS[case.key](**case.options)
         with forced(policy):
             found.append([list(method(bowl.landscape(step, total=6, **more))) for step in range(6)])
     for other in found[1:]:

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +12,16 @@ import pytest
 import torch
 from transformers import Trainer, TrainerCallback
 
-from tests.cases import CASES, Case
+from tests.cases import CASES, Case, name_of, rows
 from tests.toys import assert_equal, assert_same, examples, logged, make_trainer, train, weights
 
 every_case = pytest.mark.parametrize("case", CASES, ids=str)
+
+
+def on(*models: str) -> Any:
+    """Run a law for every row, on each of these toys, or on the one that stands for it."""
+    found = rows(*models)
+    return pytest.mark.parametrize(("case", "model"), found, ids=map(name_of, found))
 
 
 def as_arguments(case: Case, **more: Any) -> dict[str, Any]:
@@ -60,8 +68,7 @@ class LrIsZero(TrainerCallback):
         self.look("log", model)
 
 
-@every_case
-@pytest.mark.parametrize("model", ["bert", "resnet", "lora"])
+@on("bert", "resnet", "lora")
 def test_nobody_sees_perturbed_weights(case: Case, model: str, tmp_path: Path) -> None:
     """Laws 1 and 13: not callbacks, not evaluation, not saved files."""
     watch = LrIsZero()
@@ -94,8 +101,7 @@ def test_nobody_sees_perturbed_weights(case: Case, model: str, tmp_path: Path) -
     } <= watch.seen
 
 
-@every_case
-@pytest.mark.parametrize("model", ["bert", "resnet", "llama", "lora"])
+@on("bert", "resnet", "llama", "lora")
 @pytest.mark.parametrize("accumulation", [1, 3])
 def test_rho_zero_is_the_plain_trainer(
     case: Case, model: str, accumulation: int, tmp_path: Path
@@ -110,7 +116,7 @@ def test_rho_zero_is_the_plain_trainer(
         "max_grad_norm": 0.5,
     }
     if case.cuts:
-        if model == "resnet":
+        if model.endswith("resnet"):
             pytest.skip("batch norm sees other batches")
         # Adam's division would blow up the rounding of llama's loss, which is float32 inside.
         common |= {"dropout": 0.0, "dtype": torch.float64, "optim": "sgd"}
@@ -141,9 +147,8 @@ def test_none_is_the_plain_trainer(model: str, tmp_path: Path) -> None:
     assert logged(ours) == logged(plain) and logged(ours, "grad_norm") == logged(plain, "grad_norm")
 
 
-@every_case
+@on("bert", "llama", "smoothed")
 @pytest.mark.parametrize("optim", ["sgd", "adamw_torch"])
-@pytest.mark.parametrize("model", ["bert", "llama", "smoothed"])
 def test_accumulation_is_invisible(case: Case, optim: str, model: str, tmp_path: Path) -> None:
     """Law 3: k micro-batches of b equal one batch of k b, with clipping active and a last,
     shorter window.
@@ -151,7 +156,7 @@ def test_accumulation_is_invisible(case: Case, optim: str, model: str, tmp_path:
     if case.batch_coupled:
         pytest.skip("the method draws or selects examples")
     smoothing = {"label_smoothing_factor": 0.1} if model == "smoothed" else {}
-    model = "bert" if model == "smoothed" else model
+    model = case.toy("bert") if model == "smoothed" else model
     common = {
         "model": model,
         "dtype": torch.float64,
@@ -205,8 +210,7 @@ def test_a_custom_loss_that_ignores_the_count_is_divided(tmp_path: Path) -> None
     assert logged(once) == pytest.approx(logged(thrice), rel=1e-5)
 
 
-@every_case
-@pytest.mark.parametrize("model", ["bert", "lora"])
+@on("bert", "lora")
 def test_resume_equals_uninterrupted(case: Case, model: str, tmp_path: Path) -> None:
     """Law 5: bit for bit from the middle of an epoch, with accumulation and dropout."""
     common = {
@@ -229,25 +233,32 @@ def test_resume_equals_uninterrupted(case: Case, model: str, tmp_path: Path) -> 
 
 
 @pytest.fixture(scope="module")
-def checkpoint_of_none(tmp_path_factory: pytest.TempPathFactory) -> str:
-    folder = tmp_path_factory.mktemp("none")
-    train(folder, max_steps=2, save_strategy="steps", save_steps=2, sam="none")
-    return str(folder / "checkpoint-2")
+def checkpoints_of_none(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], str]:
+    """Of the plain method on a toy, which trains once."""
+
+    @functools.cache
+    def checkpoint(model: str) -> str:
+        folder = tmp_path_factory.mktemp("none")
+        train(folder, model=model, max_steps=2, save_strategy="steps", save_steps=2, sam="none")
+        return str(folder / "checkpoint-2")
+
+    return checkpoint
 
 
 @every_case
 def test_checkpoints_go_from_method_to_none_and_back(
-    case: Case, checkpoint_of_none: str, tmp_path: Path, caplog: Any
+    case: Case, checkpoints_of_none: Callable[[str], str], tmp_path: Path, caplog: Any
 ) -> None:
     """A checkpoint of one loads under the other, with one warning where state is lost."""
-    ours = as_arguments(case)
+    toy: dict[str, Any] = {"model": case.toy("bert")}
+    ours, before = toy | as_arguments(case), checkpoints_of_none(case.toy("bert"))
     train(tmp_path, max_steps=2, save_strategy="steps", save_steps=2, **ours)
     caplog.clear()
-    train(tmp_path / "a", resume=str(tmp_path / "checkpoint-2"), max_steps=3, sam="none")
+    train(tmp_path / "a", resume=str(tmp_path / "checkpoint-2"), max_steps=3, sam="none", **toy)
     lost = int(case.stateful)
     assert len([r for r in caplog.records if "was saved with" in r.getMessage()]) == lost
     caplog.clear()
-    train(tmp_path / "b", resume=checkpoint_of_none, max_steps=3, **ours)
+    train(tmp_path / "b", resume=before, max_steps=3, **ours)
     assert len([r for r in caplog.records if "saved with Plain" in r.getMessage()]) == 0
     said = [r for r in caplog.records if "holds no state of a SAM method" in r.getMessage()]
     assert len(said) == lost

@@ -20,6 +20,7 @@ from hf_sam import (
     StableSAM,
     Vector,
 )
+from tests.cases import CASES
 from tests.methods.quadratic import LR, A, Quadratic, close
 from tests.references import REFERENCES, by_hand
 
@@ -257,8 +258,12 @@ class TestLateSAM:
             assert all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
 
 
-@pytest.mark.parametrize("key", [k for k in METHODS if k not in ("ssam_f", "esam")])
+@pytest.mark.parametrize(
+    "key", [c.key for c in CASES if c.key not in ("ssam_f", "esam") and not c.adapters]
+)
 def test_it_moves_the_quadratic_downhill(key: str) -> None:
-    """Thirty updates with the method's defaults; the two others want data to draw or select."""
+    """Thirty updates with the method's defaults; the others want data to draw or select, or
+    adapters.
+    """
     end = Quadratic().train(METHODS[key](), 30, lr=0.02)[-1]
     assert float(0.5 * (end * A * end).sum()) < 0.6 * 1.75

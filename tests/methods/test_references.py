@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +14,15 @@ import torch
 from hf_sam import METHODS, Progress
 from hf_sam.engine.checkpoint import load_state, save_state
 from hf_sam.landscape import Engine
+from tests.cases import CASES
 from tests.references import REFERENCES, Question, options_of
-from tests.toys import Bowl
+from tests.toys import AdaptedBowl, Bowl, bowl_for
 
 UPDATES = 20
 SEED = 7
 
 ROWS = [(key, options) for key in REFERENCES for options in options_of(key)]
-SHAPES = [(4, 6), (3, 4), (3,)]
-NAMES = ["first.weight", "second.weight", "second.bias"]
+TOYS = {case.key: case for case in CASES}
 OPTIMIZERS: dict[str, Callable[[Any], torch.optim.Optimizer]] = {
     "sgd": lambda params: torch.optim.SGD(params, lr=0.02, momentum=0.9, weight_decay=0.01),
     "adamw": lambda params: torch.optim.AdamW(params, lr=0.02, weight_decay=0.01),
@@ -36,35 +36,80 @@ def name_of(row: tuple[str, dict[str, Any]]) -> str:
 every_row = pytest.mark.parametrize(("key", "options"), ROWS, ids=map(name_of, ROWS))
 
 
-def pieces() -> list[tuple[str, slice, tuple[int, ...]]]:
-    """The toy's used tensors, one after the other in a flat vector."""
-    ends = np.cumsum([int(np.prod(shape)) for shape in SHAPES])
-    starts = [0, *ends[:-1]]
-    return [
-        (name, slice(a, b), shape)
-        for name, a, b, shape in zip(NAMES, starts, ends, SHAPES, strict=True)
-    ]
+Flat = Callable[[np.ndarray], np.ndarray]
 
 
-def gradient_of(x: np.ndarray, y: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
-    """The gradient of the mean of |tanh(x A') B' + c - y|^2, worked out by hand."""
+class Written:
+    """The loss of `Bowl`, the mean of |tanh(x A') B' + c - y|^2, worked out by hand.
 
-    def gradient(w: np.ndarray) -> np.ndarray:
-        a, b, c = (w[place].reshape(shape) for _, place, shape in pieces())
+    Attributes:
+        pairs: places of A and B in the flat weights and the scale, for each adapter.
+    """
+
+    names = ("first.weight", "second.weight", "second.bias")
+    shapes: Sequence[tuple[int, ...]] = ((4, 6), (3, 4), (3,))
+    pairs: Sequence[tuple[slice, slice, float]] = ()
+
+    def pieces(self) -> list[tuple[str, slice, tuple[int, ...]]]:
+        """The toy's used tensors, one after the other in a flat vector."""
+        ends = np.cumsum([int(np.prod(shape)) for shape in self.shapes])
+        places = map(slice, [0, *ends[:-1]], ends)
+        return list(zip(self.names, places, self.shapes, strict=True))
+
+    def cut(self, w: np.ndarray) -> list[np.ndarray]:
+        return [w[place].reshape(shape) for _, place, shape in self.pieces()]
+
+    def layers(self, w: np.ndarray) -> list[np.ndarray]:
+        """The weights of both layers, and the bias."""
+        return self.cut(w)
+
+    def gradient_of(self, x: np.ndarray, y: np.ndarray) -> Flat:
+        return lambda w: self.flat(w, *self.of_layers(x, y, *self.layers(w)))
+
+    def of_layers(self, x: Any, y: Any, a: Any, b: Any, c: Any) -> list[np.ndarray]:
+        """The gradients of both layers' weights, and of the bias."""
         h = np.tanh(x @ a.T)
         out = 2 * (h @ b.T + c - y) / len(x)
         back = (out @ b) * (1 - h * h)
-        return np.concatenate([(back.T @ x).ravel(), (out.T @ h).ravel(), out.sum(0)])
+        return [back.T @ x, out.T @ h, out.sum(0)]
 
-    return gradient
+    def flat(self, w: np.ndarray, a: np.ndarray, b: np.ndarray, c: np.ndarray) -> np.ndarray:
+        """The flat gradient at w from those of both layers."""
+        return np.concatenate([a.ravel(), b.ravel(), c])
+
+    def losses_of(self, x: np.ndarray, y: np.ndarray) -> Flat:
+        def losses(w: np.ndarray) -> np.ndarray:
+            a, b, c = self.layers(w)
+            return np.square(np.tanh(x @ a.T) @ b.T + c - y).sum(1)
+
+        return losses
 
 
-def losses_of(x: np.ndarray, y: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
-    def losses(w: np.ndarray) -> np.ndarray:
-        a, b, c = (w[place].reshape(shape) for _, place, shape in pieces())
-        return np.square(np.tanh(x @ a.T) @ b.T + c - y).sum(1)
+class WrittenAdapted(Written):
+    """The loss of `AdaptedBowl`, whose first layer has the weight W + s B A."""
 
-    return losses
+    names = ("first.lora_A.weight", "first.lora_B.weight", "second.bias")
+    shapes = ((2, 6), (4, 2), (3,))
+
+    def __init__(self, bowl: AdaptedBowl) -> None:
+        self.w, self.second = bowl.base.weight.detach().numpy(), bowl.second.numpy()
+        places = [place for _, place, _ in self.pieces()]
+        self.pairs = [(places[0], places[1], bowl.SCALE)]
+
+    def layers(self, w: np.ndarray) -> list[np.ndarray]:
+        a, b, c = self.cut(w)
+        return [self.w + self.pairs[0][2] * b @ a, self.second, c]
+
+    def flat(self, w: np.ndarray, a: np.ndarray, b: np.ndarray, c: np.ndarray) -> np.ndarray:
+        mine, scale = self.cut(w), self.pairs[0][2]
+        return np.concatenate([
+            *((scale * mine[1].T @ a).ravel(), (scale * a @ mine[0].T).ravel()),
+            c,
+        ])
+
+
+def written(bowl: Bowl) -> Written:
+    return WrittenAdapted(bowl) if isinstance(bowl, AdaptedBowl) else Written()
 
 
 def lr_ratio(step: int) -> float:
@@ -73,10 +118,11 @@ def lr_ratio(step: int) -> float:
 
 def slow(key: str, options: dict[str, Any], optim: str, where: list[bool]) -> np.ndarray:
     """The flat weights after all updates, by the reference."""
-    bowl, method = Bowl(), REFERENCES[key](**options)
+    bowl, method = bowl_for(TOYS[key]), REFERENCES[key](**options)
+    toy = written(bowl)
     start = torch.cat([p.detach().flatten() for p in bowl.params[:3]])
     mask = np.concatenate([
-        np.full(int(np.prod(s)), w) for s, w in zip(SHAPES, where[:3], strict=True)
+        np.full(int(np.prod(s)), w) for s, w in zip(toy.shapes, where[:3], strict=True)
     ])
     w = torch.nn.Parameter(start.clone())
     optimizer = OPTIMIZERS[optim]([w])
@@ -85,19 +131,21 @@ def slow(key: str, options: dict[str, Any], optim: str, where: list[bool]) -> np
         optimizer.param_groups[0]["lr"] = lr * lr_ratio(step)
         x, y = (t.numpy() for t in bowl.batch(step))
         question = Question(
-            gradient_of(x, y),
-            w.detach().numpy().copy(),
-            pieces(),
+            toy.gradient_of(x, y),
+            w.detach().numpy(),
+            toy.pieces(),
             mask.astype(float),
             step,
             UPDATES,
             lr_ratio(step),
             SEED,
             batches=[range(3), range(3, 6)],
-            part=lambda rows, x=x, y=y: gradient_of(x[rows], y[rows]),
-            losses=losses_of(x, y),
-            other=lambda i: gradient_of(*(t.numpy() for t in bowl.batch(1000 + i, 1))),
+            part=lambda rows, x=x, y=y: toy.gradient_of(x[rows], y[rows]),
+            losses=toy.losses_of(x, y),
+            other=lambda i: toy.gradient_of(*(t.numpy() for t in bowl.batch(1000 + i, 1))),
             idle=bowl.params[3].detach().numpy().ravel(),
+            rate=lr * lr_ratio(step),
+            pairs=toy.pairs,
         )
         w.grad = torch.from_numpy(method(question))
         optimizer.step()
@@ -108,19 +156,20 @@ class Loop:
     """A hand-written training loop around a method."""
 
     def __init__(self, key: str, options: dict[str, Any], optim: str, where: list[bool]) -> None:
-        self.bowl, self.method, self.where = Bowl(), METHODS[key](**options), where
+        self.bowl, self.where = bowl_for(TOYS[key]), where
+        self.method = METHODS[key](**options)
         self.optimizer = OPTIMIZERS[optim](self.bowl.params)
         self.lr = self.optimizer.param_groups[0]["lr"]
 
     def run(self, start: int, end: int) -> None:
         for step in range(start, end):
-            self.optimizer.param_groups[0]["lr"] = self.lr * lr_ratio(step)
+            self.optimizer.param_groups[0]["lr"] = lr = self.lr * lr_ratio(step)
             at = self.bowl.landscape(
                 batches=2,
                 step=step,
                 seed=SEED,
                 where=self.where,
-                progress=Progress(step, UPDATES, lr_ratio=lr_ratio(step)),
+                progress=Progress(step, UPDATES, lr_ratio=lr_ratio(step), learning_rate=lr),
             )
             for p, u in zip(self.bowl.params, self.method(at), strict=True):
                 p.grad = u

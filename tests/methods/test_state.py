@@ -14,8 +14,9 @@ from hf_sam import METHODS, RSAM, Landscape, LookSAM, Plain, Progress, Vector
 from hf_sam.engine.checkpoint import load_state, save_state
 from hf_sam.landscape import Engine
 from hf_sam.methods.rsam import CHUNK, normal
+from tests.cases import CASES, Case
 from tests.methods.quadratic import Quadratic, close
-from tests.toys import Bowl
+from tests.toys import Bowl, bowl_for
 
 
 def poisoned(q: Quadratic, at_pass: int, bad: float) -> Any:
@@ -138,15 +139,15 @@ class TestNoise:
 
 
 # Coins, masks and selections are drawn or renewed on the host, by design.
-ON_DEVICE = [k for k in METHODS if k not in ("ss_sam", "ssam_f", "ssam_d", "esam")]
+ON_DEVICE = [c for c in CASES if c.key not in ("ss_sam", "ssam_f", "ssam_d", "esam")]
 
 
-@pytest.mark.parametrize("key", ON_DEVICE)
-def test_no_host_synchronisation(key: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("case", ON_DEVICE, ids=str)
+def test_no_host_synchronisation(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing on the way from gradients to update waits for a number from the device."""
-    bowl, method = Bowl(), METHODS[key]()
+    bowl, method = bowl_for(case), METHODS[case.key]()
     landscapes = [bowl.landscape(step, total=7) for step in range(7)]
-    METHODS[key]()(bowl.landscape())  # R-SAM's table of quantiles is made once, on the host
+    METHODS[case.key]()(bowl.landscape())  # R-SAM's table of quantiles is made once, on the host
     for name in ("item", "__bool__", "__float__", "__int__", "tolist", "cpu", "numpy"):
 
         def asked(self: Tensor, *args: Any, name: str = name) -> None:

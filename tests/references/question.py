@@ -17,7 +17,7 @@ class Question:
 
     Attributes:
         gradient: of the update's mean loss, at any flat weights.
-        w: the flat weights.
+        w: the flat weights; a method that moves them itself writes to them.
         pieces: name, place in the flat vector and shape of each tensor.
         mask: 1 where weights may be perturbed, 0 elsewhere.
         step: updates done before.
@@ -28,6 +28,8 @@ class Question:
         part: of some of the examples, the gradient of their mean loss at any flat weights.
         losses: of each example, at any flat weights.
         other: of a training example beyond the update's, the gradient at any flat weights.
+        rate: the learning rate.
+        pairs: of each adapter, the places of A and B in the flat vector, and the scale.
         idle: weights of a last tensor, behind the others, that never has a gradient.
     """
 
@@ -43,4 +45,6 @@ class Question:
     part: Callable[[Sequence[int]], Gradient] | None = None
     losses: Callable[[np.ndarray], np.ndarray] | None = None
     other: Callable[[int], Gradient] | None = None
+    rate: float = 0.0
+    pairs: Sequence[tuple[slice, slice, float]] = ()
     idle: np.ndarray = field(default_factory=lambda: np.zeros(0))
