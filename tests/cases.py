@@ -136,6 +136,14 @@ CASES = [
         launches=132,
     ),
     Case("vasso", passes=lambda step, total: 2, extra_p=2.0, launches=132, stateful=True),
+    Case(
+        "bar",
+        passes=lambda step, total: 1,
+        extra_p=0.0,
+        rho_zero={"mu": 0.0},
+        adapters=True,
+        moves=True,
+    ),
 ]
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from hf_sam import METHODS
 from hf_sam.host.adapters import layers_of
 from tests.cases import CASES, Case
-from tests.toys import MODELS, bert, train
+from tests.toys import MODELS, bert, make_trainer, train
 
 peft = pytest.importorskip("peft")
 
@@ -138,3 +138,70 @@ def test_the_toys_have_adapters() -> None:
     for name in ("lora", "lora_llama", "lora_resnet", "lora_t5"):
         model = MODELS[name]()
         assert layers_of(model, trained(model))
+
+
+class TestBAR:
+    """x = B = 2 and y = A = 0.5, f = (x y - 2)^2 / 2, at a learning rate of 0.1."""
+
+    @staticmethod
+    def step(x: float, y: float, g: tuple[float, float], **options: Any) -> list[float]:
+        """Return B and A after BAR and a step of gradient descent; g are given gradients."""
+        from hf_sam import BAR, Landscape, Progress
+        from hf_sam.landscape import Layer, Pair
+
+        b, a = (nn.Parameter(torch.tensor([[v]], dtype=torch.float64)) for v in (x, y))
+
+        def backward(batch: Any, share: float = 1.0) -> Tensor:
+            b.grad, a.grad = (torch.tensor([[v]], dtype=torch.float64) for v in g)
+            return torch.zeros(())
+
+        def layers() -> list[Layer]:
+            return [Layer("layer", nn.Linear(1, 1), [Pair(a=1, b=0)])]
+
+        progress = Progress(0, 10, learning_rate=0.1)
+        at = Landscape([b, a], [0], backward, layers=layers, progress=progress)
+        update = BAR(mu=0.5, **options)(at)
+        scaled = [b.item(), a.item()]
+        for p, u in zip((b, a), update, strict=True):
+            p.data -= 0.1 * u
+        return [*scaled, b.item(), a.item()]
+
+    @pytest.mark.parametrize("balance", ["gradients", "weights"])
+    def test_by_hand(self, balance: str) -> None:
+        """g = ((x y - 2) y, (x y - 2) x) = (-0.5, -2): both rules shrink x and let y grow."""
+        found = self.step(2.0, 0.5, (-0.5, -2.0), balance=balance)
+        assert found == pytest.approx([1.9, 0.525, 1.95, 0.725], abs=1e-12)
+
+    def test_a_balanced_pair(self) -> None:
+        """Its product changes by the factor 1 - s^2 alone."""
+        x, y, *_ = self.step(1.5, 1.5, (-1.0, -1.0))
+        assert x * y == pytest.approx(1.5 * 1.5 * (1 - 0.05**2), abs=1e-12)
+
+    def test_the_two_rules_differ(self) -> None:
+        """A large factor with a large gradient: nBAR lets it grow, oBAR does not."""
+        assert self.step(2.0, 0.5, (2.0, 0.5))[:2] == pytest.approx([2.1, 0.475])
+        assert self.step(2.0, 0.5, (2.0, 0.5), balance="weights")[:2] == pytest.approx([1.9, 0.525])
+
+    def test_too_strong_is_refused(self, tmp_path: Path) -> None:
+        more = {"learning_rate": 0.1, "sam_options": {"mu": 20.0}}
+        with pytest.raises(ValueError, match="mu=20.0 times the learning rate is 2.*mu below 1 / "):
+            train(tmp_path, sam="bar", model="lora", **more)
+
+    def test_a_loop_without_a_learning_rate_is_told(self) -> None:
+        from hf_sam import BAR, Progress
+        from tests.toys import AdaptedBowl, Bowl
+
+        with pytest.raises(ValueError, match=r"Progress\(learning_rate=\.\.\.\)"):
+            BAR()(AdaptedBowl().landscape(progress=Progress()))
+        with pytest.raises(ValueError, match="has no `layers`"):
+            BAR()(Bowl().landscape(progress=Progress(learning_rate=0.1)))
+
+
+def test_a_sharding_engine_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It shares out the factors, or the optimizer's copy of them."""
+    from hf_sam.engine.accelerated import AcceleratedEngine
+
+    monkeypatch.setattr(AcceleratedEngine, "replicated", False)
+    trainer = make_trainer(tmp_path, model="lora", sam="bar")
+    with pytest.raises(NotImplementedError, match="BAR does not work under FSDP2.*use DDP"):
+        trainer.train()

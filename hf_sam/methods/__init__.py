@@ -2,6 +2,7 @@
 """The methods, one file for each paper."""
 
 from .asam import ASAM as ASAM
+from .bar import BAR as BAR
 from .base import Method as Method
 from .bilateral_sam import BilateralSAM as BilateralSAM
 from .composed import Composed as Composed
@@ -40,6 +41,7 @@ METHODS: dict[str, type[Method]] = {
     "late_sam": LateSAM,
     "gsam": GSAM,
     "vasso": VaSSO,
+    "bar": BAR,
 }
 
 WRAPPERS = (Composed, PerGroup, When)
