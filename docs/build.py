@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -172,12 +172,54 @@ def paper(key: str, source: str, entry: dict[str, Any]) -> Iterator[str]:
 
 
 def capabilities() -> Iterator[str]:
-    """Yield the table of engines, from the one that decides at start-up."""
+    """Yield the tables of engines and of methods on them: what the code and its tests say."""
     yield ""
     yield pages.table_markdown(
         ("engine", "methods", "why"), [(row.name, row.methods, row.why) for row in ENGINES]
     )
+    found = json.loads((ROOT / "docs/capabilities.json").read_text(encoding="utf-8"))
+    versions = ", ".join(f"{name} {version}" for name, version in found["versions"].items())
+    yield f"""
+## Which method was tested where
+
+*yes*: every test of that method there passed; *no*: skipped for the reason below; *unknown*: not
+run. On CPUs, with {versions}. *Kinds of model* counts
+[tiny models of every kind](evidence/matrix.md) on which the method trained.
+"""
+    reasons: dict[str, int] = {}
+    heads = kinds_of_model()
+    rows = [
+        (
+            f"[`{key}`](methods/{key}.md)",
+            *(numbered(cell, reasons) for cell in found["cells"].get(key, {}).values()),
+            heads(key),
+        )
+        for key in METHODS
+        if key in found["cells"]
+    ]
+    yield pages.table_markdown(("method", *found["columns"], "kinds of model"), rows)
     yield ""
+    yield from (f"{number}. {reason}" for reason, number in reasons.items())
+    yield ""
+
+
+def numbered(cell: str, reasons: dict[str, int]) -> str:
+    """Return a cell in which a reason is a number."""
+    if not cell.startswith("no: "):
+        return cell
+    return f"no ({reasons.setdefault(cell.removeprefix('no: '), len(reasons) + 1)})"
+
+
+def kinds_of_model() -> Callable[[str], str]:
+    """Return a function that says on how many kinds of model a method trained."""
+    text = (ROOT / "tests/MATRIX.md").read_text(encoding="utf-8")
+    rows = [line.split("|")[-2] for line in text.splitlines() if re.search(r"\d+ trained", line)]
+
+    def count(key: str) -> str:
+        refused = sum(bool(re.search(rf"(refused|said): {key}\b", row)) for row in rows)
+        return f"{len(rows) - refused} of {len(rows)}"
+
+    return count
 
 
 main()
