@@ -20,6 +20,7 @@ from .pages import (
     methods_markdown,
     rows,
 )
+from .tune.command import add_command as add_tune
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -58,6 +59,7 @@ def _parser() -> argparse.ArgumentParser:
     docs.add_argument("--output", type=Path, default=Path("docs"), help="folder (default: docs)")
     docs.set_defaults(run=lambda args: write_docs(args.output))
     add_commands(commands)
+    add_tune(commands)
     add_command(commands)
     env = commands.add_parser("env", help="versions and devices, for a bug report")
     env.set_defaults(run=lambda args: print(report()))

@@ -39,6 +39,7 @@ MAY_IMPORT = {
     "launch": {"parts"},
     "environment": {"launch", "__version__"},
     "compare": {"launch", "parts", "methods", "texts", "arguments", "sharpness"},
+    "tune": {"parts", "methods", "texts", "compare"},
     "estimate": {"landscape", "methods", "texts", "arguments", "compare"},
     "run": ALL,
     "trainer": {*ALL, "run", "__version__"},

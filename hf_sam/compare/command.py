@@ -133,26 +133,35 @@ def compare(args: argparse.Namespace) -> int:
     from .rows import parse_rows
 
     require()
-    script = args.script[1:] if args.script[:1] == ["--"] else args.script
-    if script and script[0] in OWN:
-        script = [str(launch.path_of(script[0])), *script[1:]]
+    script = script_of(args)
     planned = jobs.plan(parse_rows(args.methods), args.seeds, script, args.output_dir)
     jobs.remember(args.output_dir, planned, script)
     settings = jobs.Settings(
         args.jobs, tuple(args.launch), args.sharpness_examples, args.keep_models
     )
-    console = _console()
-    display = Display(planned, args.jobs, console)
+    screen = console()
+    display = Display(planned, args.jobs, screen)
     try:
         with jobs.interruptible(), display.bars:
             failed = jobs.make(planned, settings, _checking(display, args.metric))
     except KeyboardInterrupt:
         done = sum(job.finished for job in planned)
-        console.print(
-            f"interrupted: {done} of {len(planned)} runs are finished; the same command goes on"
-        )
-        return 130
-    return _end(args, planned, failed, console)
+        return interrupted(screen, f"{done} of {len(planned)} runs are finished")
+    return _end(args, planned, failed, screen)
+
+
+def script_of(args: argparse.Namespace) -> list[str]:
+    """Return the script and its arguments, with the path of one of our own for its name."""
+    script = args.script[1:] if args.script[:1] == ["--"] else args.script
+    if script and script[0] in OWN:
+        return [str(launch.path_of(script[0])), *script[1:]]
+    return script
+
+
+def interrupted(screen: Console, how_far: str) -> int:
+    """Say that what is interrupted can go on; return the exit status of an interrupt."""
+    screen.print(f"interrupted: {how_far}; the same command goes on")
+    return 130
 
 
 def _checking(display: Display, metric: str | None) -> Watch:
@@ -167,7 +176,7 @@ def _checking(display: Display, metric: str | None) -> Watch:
     return watch
 
 
-def _end(args: argparse.Namespace, planned: list[Job], failed: list[Job], console: Console) -> int:
+def _end(args: argparse.Namespace, planned: list[Job], failed: list[Job], screen: Console) -> int:
     from .runs import recorded
 
     runs = [recorded(j.folder, j.row.name, j.row.others) for j in planned if j.finished]
@@ -177,7 +186,7 @@ def _end(args: argparse.Namespace, planned: list[Job], failed: list[Job], consol
         raise ValueError(
             f"no run is finished; {first.name}: {first.last_words} (see {first.folder / 'log.txt'})"
         )
-    _write(args, runs, missing, console)
+    write(args, runs, missing, screen)
     return 1 if missing else 0
 
 
@@ -191,12 +200,14 @@ def report(args: argparse.Namespace) -> int:
 
     require()
     missing = [name for folder in args.folders for name in unfinished(folder)]
-    _write(args, read_all(args.folders), missing, _console())
+    write(args, read_all(args.folders), missing, console())
     return 0
 
 
-def _write(args: argparse.Namespace, runs: list[Run], missing: list[str], console: Console) -> None:
-    """Write results.json, the pictures and the page, and show the table."""
+def write(
+    args: argparse.Namespace, runs: list[Run], missing: list[str], screen: Console
+) -> dict[str, Any]:
+    """Write results.json, the pictures and the page, show the table, and return the results."""
     from .page import terminal, write_page
     from .summary import summarise
 
@@ -207,8 +218,9 @@ def _write(args: argparse.Namespace, runs: list[Run], missing: list[str], consol
     path.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     page = write_page(results, args.output_dir)
     for shown in terminal(results):
-        console.print(shown, markup=False, highlight=False)
-    console.print(f"Page: {page}  Numbers: {path}", highlight=False, soft_wrap=True)
+        screen.print(shown, markup=False, highlight=False)
+    screen.print(f"Page: {page}  Numbers: {path}", highlight=False, soft_wrap=True)
+    return results
 
 
 def require() -> None:
@@ -222,7 +234,8 @@ def require() -> None:
         raise ValueError(f"the report needs {', '.join(missing)}: pip install 'hf-sam[report]'")
 
 
-def _console() -> Console:
+def console() -> Console:
+    """Return the screen, or 120 columns of something else."""
     from rich.console import Console
 
     return Console(width=None if sys.stdout.isatty() else 120)

@@ -248,11 +248,7 @@ def interruptible() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def make(
-    jobs: Sequence[Job],
-    settings: Settings,
-    watch: Watch,
-) -> list[Job]:
+def make(jobs: Sequence[Job], settings: Settings, watch: Watch) -> list[Job]:
     """Make the runs that have no result, and return those that failed.
 
     The first run to end shows whether the script works: if it fails, no other is started.
@@ -263,14 +259,33 @@ def make(
         watch: called with the runs that go on and those that just ended, several times a second.
     """
     waiting = [job for job in jobs if not job.finished]
+    worked = len(waiting) < len(jobs)
+    return pool(lambda: waiting.pop(0) if waiting else None, settings, watch, worked)
+
+
+def pool(
+    take: Callable[[], Job | None], settings: Settings, watch: Watch, worked: bool = False
+) -> list[Job]:
+    """Make runs as they are handed out, and return those that failed; see `make`.
+
+    Args:
+        take: returns the next run, or None while there is none; what then runs may bring others.
+        settings: how to make them.
+        watch: called with the runs that go on and those that just ended, several times a second.
+        worked: whether the script is known to work.
+    """
     threads = max((os.cpu_count() or 1) // settings.parallel, 1)
     running: list[Running] = []
     failed: list[Job] = []
-    worked = len(waiting) < len(jobs)
     try:
-        while running or (waiting and (worked or not failed)):
-            while waiting and len(running) < settings.parallel and (worked or not failed):
-                running.append(Running(waiting.pop(0), settings, threads))
+        while True:
+            while len(running) < settings.parallel and (worked or not failed):
+                job = take()
+                if job is None:
+                    break
+                running.append(Running(job, settings, threads))
+            if not running:
+                return failed
             ended = [run for run in running if run.ended]
             running = [run for run in running if run not in ended]
             for run in ended:
@@ -280,7 +295,6 @@ def make(
             time.sleep(0.1)
     finally:
         end(running)
-    return failed
 
 
 def _tidy(job: Job, failed: list[Job], keep_models: bool) -> None:

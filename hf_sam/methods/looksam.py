@@ -59,7 +59,8 @@ class LookSAM(Perturbing):
 
     rho: Rho = field(default=0.05, metadata={"help": "radius, weight-space L2 norm", "low": 0.0})
     k: int = field(
-        default=5, metadata={"help": "updates between refreshes", "low": 1, "whole": True}
+        default=5,
+        metadata={"help": "updates between refreshes", "low": 1, "whole": True, "grid": (2, 5, 10)},
     )
     alpha: float = field(default=0.1, metadata={"help": "length of the reused part", "low": 0.0})
     layerwise: str = field(
