@@ -63,7 +63,11 @@ def _cost(row: Measured, plain: Measured, settings: Mapping[str, Any]) -> Cost:
     kinds: dict[int, list[int]] = {}
     for i in counted:
         kinds.setdefault(row["forwards"][i], []).append(i)
-    shares = _shares(kinds, row["predicted"]["forwards"])
+    work = {
+        kind: statistics.fmean(row["forward_examples"][i] for i in members) / batch
+        for kind, members in kinds.items()
+    }
+    shares = _shares(kinds, work, row["predicted"]["forwards"])
 
     def ratio(unit: str, quartile: int) -> float:
         """Return the weighted mean over kinds of update of a quartile of the paired ratios."""
@@ -110,13 +114,21 @@ def _kept(members: Sequence[int], drop: int) -> list[int]:
     return [i for i in members if i >= drop] or list(members)
 
 
-def _shares(kinds: Mapping[int, Sequence[int]], passes: float) -> dict[int, float]:
+def _shares(
+    kinds: Mapping[int, Sequence[int]], work: Mapping[int, float], passes: float
+) -> dict[int, float]:
     """Return how much each kind of update counts: the mix of one and two passes that is predicted.
 
     Of other kinds, how many there were.
+
+    Args:
+        kinds: the updates by their number of passes.
+        work: the examples forwarded in a mean update of each kind, in whole batches.
+        passes: the predicted mean of that work over all updates.
     """
     if set(kinds) == {1, 2}:
-        return {1: 2 - passes, 2: passes - 1}
+        second = (passes - work[1]) / (work[2] - work[1])
+        return {1: 1 - second, 2: second}
     total = sum(len(members) for members in kinds.values())
     return {kind: len(members) / total for kind, members in kinds.items()}
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from hf_sam import METHODS, Method
 from hf_sam.arguments import by_name
+from hf_sam.methods.rehearsal import DECAY
 from hf_sam.parts.base import nearest
 from hf_sam.texts import parse_options
 
@@ -96,6 +97,7 @@ def predicted(method: Method, batch: int) -> Work:
         "LookSAM": lambda m: 1 + m.ascent_fraction / m.k,
         "SSSAM": lambda m: 1 + m.ascent_fraction * _mean_probability(m),
         "LateSAM": lambda m: 1 + m.ascent_fraction * (1 - m.start),
+        "TailSAM": lambda m: 1 + m.fraction * (DECAY if m.start == "decay" else 1 - m.start),
     }
     name = type(method).__name__
     if name == "ESAM":
@@ -123,11 +125,15 @@ LIMITS = {
     "looksam": 1.3,
     "bilateral_sam": 3.1,
     "late_sam": 1.35,
+    "tail_sam": 1.09,
 }
 """Seconds per update relative to `none` that a method should not exceed, where that is not 5 %
 above what its definition implies."""
 
-ROWS = {"ss_sam": "ss_sam:schedule=constant,p_start=0.5"}
+ROWS = {
+    "ss_sam": "ss_sam:schedule=constant,p_start=0.5",
+    "tail_sam": "tail_sam:start=0.7",
+}
 """Rows of methods that are measured with other options than their defaults."""
 
 TARGETS: dict[str, float | None] = {

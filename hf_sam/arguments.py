@@ -67,8 +67,9 @@ class SAMArguments:
         default="always",
         metadata={
             "help": "Which updates are perturbed: always, after:F, before:F, between:A:B "
-            "(fractions of all updates), every:K, after_warmup, learning[:SHARE] (while the loss "
-            "is below that share of its first value), random:constant:P, "
+            "(fractions of all updates), every:K, after_warmup, decay (once the learning rate "
+            "falls), learning[:SHARE] (while the loss is below that share of its first value), "
+            "random:constant:P, "
             "random:piecewise:P0:P1:SWITCH, random:linear:P0:P1, random:trigonometric:P0:P1, "
             "adaptive (AE-SAM)."
         },

@@ -76,12 +76,12 @@ def default_of(f: Field[Any]) -> Any:
 def allowed(f: Field[Any]) -> str:
     """Return, in words, the values that a field's metadata allows."""
     rules = f.metadata
-    if "choices" in rules:
-        return "one of " + ", ".join(rules["choices"])
+    choices = ", ".join(rules.get("choices", ()))
     if "low" not in rules:
-        return ""
+        return f"one of {choices}" if choices else ""
     words = f"from {rules['low']:g}" + (f" to {rules['high']:g}" if "high" in rules else "")
-    return words + (", a whole number" if rules.get("whole") else "")
+    words += ", a whole number" if rules.get("whole") else ""
+    return f"{choices}, or {words}" if choices else words
 
 
 def known_method(key: str) -> type[Method]:

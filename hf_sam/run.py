@@ -121,7 +121,9 @@ class Run:
         self.engine = engine_for(trainer, model, replay, local, self._passes.reentrant)
         self._find_parameters()
         self._rate_share = RateShare(trainer.optimizer, trainer.lr_scheduler, total)
-        self._warn_never(total)
+        # A schedule of the user's own may warm up without the arguments' knowing it.
+        self._warmup = max(trainer.args.get_warmup_steps(total), self._rate_share.warmup)
+        self._warn_of_schedule()
         if self._loaded and option(trainer.args, "sam_rho") is None:
             advise_radius(*main_method(self.method), trainer._warn)
         batches = len(loader) if has_length(loader) else None
@@ -164,13 +166,11 @@ class Run:
         self._trainer.add_callback(MemoryCallback())
         return self._memory_callback()
 
-    def _warn_never(self, total: int) -> None:
-        when, warmup = self.method.when, self._trainer.args.get_warmup_steps(total)
-        if when is not None and not when.ever(total, warmup):
-            self._trainer._warn(
-                f"SAM never starts in this run: the schedule {when} picks none of its {total} "
-                "updates."
-            )
+    def _warn_of_schedule(self) -> None:
+        when = self.method.when
+        remark = when and when.remark(self._rate_share.to_come(self._warmup))
+        if remark:
+            self._trainer._warn(remark)
 
     def _check_data_needs(self, loader: Any) -> None:
         """Refuse a method whose needs the data cannot meet, and log the groups of a method."""
@@ -257,7 +257,7 @@ class Run:
         return Progress(
             step=state.global_step,
             total=state.max_steps,
-            warmup=self._trainer.args.get_warmup_steps(state.max_steps),
+            warmup=self._warmup,
             per_epoch=self._per_epoch,
             lr_ratio=self._rate_share(),
             learning_rate=largest_rate(self._trainer.optimizer),

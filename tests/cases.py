@@ -128,6 +128,12 @@ CASES = [
         rho_zero={"rho": 0.0, "rho_min": 0.0},
     ),
     Case("late_sam", passes=lambda step, total: 2 if step / total >= 0.75 else 1),
+    Case(  # the tests' learning rate falls from the first update on
+        "tail_sam",
+        passes=lambda step, total: 2 if step else 1,
+        rho_zero={"rho": 0.0, "fraction": 1.0},
+        batch_coupled=True,
+    ),
     Case(
         "gsam",
         passes=lambda step, total: 2,

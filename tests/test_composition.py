@@ -45,6 +45,7 @@ from hf_sam.parts import (
     chain,
     constant,
     cosine,
+    decay,
     dynamic_mask,
     every,
     fisher_mask,
@@ -65,6 +66,8 @@ from tests.references.ss_sam import coin
 from tests.toys import Bowl, assert_equal, bowl_for, logged, make_trainer, train, weights
 
 STEPS, SEED, WARMUP = 4, 7, 2
+RATES = (0.25, 0.5, 1.0, 0.5)
+"""The learning rate of each update, as a share of its maximum."""
 Picks = Callable[[int], bool]
 
 
@@ -79,6 +82,7 @@ SCHEDULES: dict[str, tuple[Callable[[], Any], Picks | None]] = {
     "between:0.25:0.75": (lambda: between(0.25, 0.75), lambda t: t in (1, 2)),
     "every:2": (lambda: every(2), lambda t: t % 2 == 0),
     "after_warmup": (after_warmup, lambda t: t >= WARMUP),
+    "decay": (decay, lambda t: t > WARMUP),
     "random:constant:0.5": (lambda: constant(0.5), tossed(lambda x: 0.5)),
     "random:piecewise:0:1:0.5": (
         lambda: piecewise(0.0, 1.0, 0.5),
@@ -140,7 +144,7 @@ class Run:
         self.moved = max(float((p.detach() - b).abs().max()) for p, b in ends)
 
     def _update(self, method: Method, step: int, batches: int, where: list[bool]) -> None:
-        progress = Progress(step, STEPS, WARMUP, 2, 1 - step / STEPS, learning_rate=0.02)
+        progress = Progress(step, STEPS, WARMUP, 2, RATES[step], learning_rate=0.02)
         more = {"batches": batches, "seed": SEED, "progress": progress, "where": where}
         bowl = self.bowl
         self.squares.append(float(bowl.landscape(step, **more).gradient().norm()) ** 2)
@@ -238,8 +242,8 @@ def test_every_schedule_with_every_ascent(schedule: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("schedule", SCHEDULES)
 def test_every_pairing(schedule: str) -> None:
-    """1760 of them."""
-    assert PAIRINGS == 1760
+    """2080 of them."""
+    assert PAIRINGS == 2080
     for names in ASCENTS:
         check(When(SCHEDULES[schedule][0](), composed(*names)), schedule, names[2])
 
@@ -255,7 +259,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "late_sam": {"start": 0.5},
 }
 KEYS = [key for key in METHODS if key != "none"]
-SCHEDULED = {"ss_sam": "random:constant:0.5", "late_sam": "after:0.5"}
+SCHEDULED = {"ss_sam": "random:constant:0.5", "late_sam": "after:0.5", "tail_sam": "decay"}
 ROWS = {case.key: case for case in CASES}
 BUILT = {key: METHODS[key](**OPTIONS.get(key, {})) for key in KEYS}
 NOT_AT_W = [key for key, method in BUILT.items() if not asks(method).starts_at_w]
@@ -284,6 +288,7 @@ def cost(key: str, perturbed: list[bool]) -> list[int]:
         "looksam": lambda t: 1 if next(nth) % 2 else 2,
         "late_sam": lambda t: 2,
         "ss_sam": lambda t: 2,
+        "tail_sam": lambda t: 2,
     }
     row = table.get(key, lambda t: ROWS[key].passes(t, STEPS))
     return [row(t) if yes else 1 for t, yes in enumerate(perturbed)]
@@ -526,7 +531,7 @@ FIELDS = {"RunningAverage", "MinusAverage", "AverageDirection", "FisherMask", "D
 
 def test_the_parts_have_one_home() -> None:
     """`from hf_sam.parts import ...` finds every part but the two that share a name."""
-    rooms = ("combine", "direction", "masks", "radius", "when")
+    rooms = ("combine", "direction", "gates", "masks", "radius", "schedule", "when")
     homes = [importlib.import_module(f"hf_sam.parts.{room}") for room in rooms]
     found = {
         name

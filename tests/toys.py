@@ -330,7 +330,7 @@ class Bowl:
         x, y = self.batch(step, n)
         cut = list(zip(x.chunk(batches), y.chunk(batches), strict=True))
         settings: dict[str, Any] = {
-            "progress": Progress(step=step, total=total, per_epoch=5),
+            "progress": Progress(step, total, per_epoch=5, lr_ratio=1 - step / total),
             "seed": 7,
             "names": self.names,
             "per_example": self.per_example,

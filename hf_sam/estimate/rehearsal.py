@@ -16,8 +16,9 @@ import torch
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile, record_function
 
-from ..landscape import Landscape, Layer, Pair, Progress
+from ..landscape import Landscape, Layer, Pair
 from ..methods import Method
+from ..methods.rehearsal import course
 
 UPDATES = 400
 """Updates whose passes are counted: schedules show in their mean."""
@@ -102,7 +103,7 @@ class Chain:
             self.params,
             [self.batch(step, n)],
             self.backward,
-            progress=Progress(step, total, per_epoch=total, learning_rate=1e-3),
+            progress=course(step, total, per_epoch=total),
             names=[f"{i}.weight" for i in range(len(self.params))],
             per_example=self.per_example,
             sample=lambda count, generator: [self.batch(-1 - i, 1) for i in range(count)],

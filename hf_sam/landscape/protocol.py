@@ -48,7 +48,8 @@ class Ascending(Protocol):
     @property
     def needs_here(self) -> bool: ...  # noqa: D102
 
-    ascent_fraction: float
+    @property
+    def ascent_fraction(self) -> float: ...  # noqa: D102
 
 
 class BatchOps(Protocol):

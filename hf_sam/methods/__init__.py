@@ -21,6 +21,7 @@ from .ss_sam import SSSAM as SSSAM
 from .ssam_d import SparseSAMDynamic as SparseSAMDynamic
 from .ssam_f import SparseSAMFisher as SparseSAMFisher
 from .stable_sam import StableSAM as StableSAM
+from .tail_sam import TailSAM as TailSAM
 from .vasso import VaSSO as VaSSO
 from .when import When as When
 
@@ -39,6 +40,7 @@ METHODS: dict[str, type[Method]] = {
     "stable_sam": StableSAM,
     "bilateral_sam": BilateralSAM,
     "late_sam": LateSAM,
+    "tail_sam": TailSAM,
     "gsam": GSAM,
     "vasso": VaSSO,
     "bar": BAR,

@@ -20,6 +20,12 @@ from .base import Method
 UPDATES = 24
 """Number of updates in a rehearsal, which is enough for a schedule to pick one of them."""
 
+DECAY = 0.3
+"""The share of a rehearsed run in which the learning rate falls."""
+
+PEAK = 0.01
+"""The largest learning rate of a rehearsed run."""
+
 EXAMPLES = 1024
 """Number of examples in each micro-batch, which is enough for any number of groups."""
 
@@ -69,6 +75,17 @@ def asks(method: Method, batches: int = 2) -> Asks:
         starts_at_w=records[0].starts_at_w,
         groups=max(notes.groups for notes in records),
         passes=records[0].seen / (UPDATES * batches * EXAMPLES),
+    )
+
+
+def course(step: int, total: int, per_epoch: int | None = None) -> Progress:
+    """Return the position of an update in a rehearsed run.
+
+    Its learning rate stays at its maximum, and falls linearly to zero in the last 30 %.
+    """
+    lr_ratio = min((1 - step / total) / DECAY, 1.0)
+    return Progress(
+        step, total, per_epoch=per_epoch, lr_ratio=lr_ratio, learning_rate=PEAK * lr_ratio
     )
 
 
@@ -128,7 +145,7 @@ def _one_update(method: Method, notes: Notes, step: int, batches: int) -> None:
         params=params,
         backward=backward,
         perturbable=Selection([True] * len(params)),
-        progress=Progress(step=step, total=UPDATES, per_epoch=4, learning_rate=0.01),
+        progress=course(step, UPDATES, per_epoch=4),
         names=["layer.weight", "layer.bias", "other.weight"],
         per_example=per_example,
         sample=sample,

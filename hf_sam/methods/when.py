@@ -23,10 +23,10 @@ class When(Method):
         otherwise: the method of all other updates.
 
     Example:
-        >>> from hf_sam import FriendlySAM
+        >>> from hf_sam import FriendlySAM, Progress
         >>> from hf_sam.parts import after
         >>> late_and_friendly = When(after(0.75), FriendlySAM())
-        >>> late_and_friendly.when.ever(total=100)
+        >>> late_and_friendly.when.ever([Progress(step=80, total=100)])
         True
     """
 

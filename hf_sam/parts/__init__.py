@@ -11,6 +11,7 @@ from .direction import Direction, average, chain, minus_average
 from .masks import Mask, dynamic_mask, fisher_mask
 from .radius import RhoSchedule, adaptive_radius, budget, cosine, layer_radius, lr, radius
 from .when import (
+    Planned,
     Schedule,
     adaptive,
     after,
@@ -19,6 +20,7 @@ from .when import (
     before,
     between,
     constant,
+    decay,
     every,
     learning,
     piecewise,
@@ -29,6 +31,7 @@ __all__ = [
     "Combine",
     "Direction",
     "Mask",
+    "Planned",
     "RhoSchedule",
     "Schedule",
     "adaptive",
@@ -43,6 +46,7 @@ __all__ = [
     "chain",
     "constant",
     "cosine",
+    "decay",
     "dynamic_mask",
     "every",
     "fisher_mask",

@@ -42,8 +42,8 @@ class Part:
 
     Parts nest: a field may be a part or a tuple of parts, and describing, saving and loading follow
     the nesting. Whenever a field is set, its value is checked against the field's metadata: `low`
-    and `high` (inclusive bounds), `whole` (a whole number), `choices`, and `optional` (None is
-    allowed).
+    and `high` (inclusive bounds), `whole` (a whole number), `choices` (beside bounds: other values
+    than numbers), and `optional` (None is allowed).
 
     Class attributes:
         stateful: whether the part itself keeps anything in `state`.
@@ -140,17 +140,18 @@ class Part:
 
 def check_value(owner: str, name: str, value: Any, rules: Mapping[str, Any]) -> None:
     """Raise a `ValueError` if a field's value breaks the rules of its metadata."""
-    choices = rules.get("choices")
-    if choices is not None and value not in choices:
+    choices, numbers = rules.get("choices"), "low" in rules
+    if choices is not None and value not in choices and not (numbers and _is_number(value)):
         raise ValueError(
-            f"{owner}: {name}={value!r} is not one of "
-            f"{', '.join(map(str, choices))}{nearest(value, choices)}"
+            f"{owner}: {name}={value!r} is not one of {', '.join(map(str, choices))}"
+            f"{', nor a number' if numbers else ''}{nearest(value, choices)}"
         )
     low, high = rules.get("low"), rules.get("high")
     if (
         (low is None and high is None)
         or isinstance(value, Part)
         or (value is None and rules.get("optional"))
+        or (choices is not None and value in choices)
     ):
         return
     bounds = (
@@ -158,17 +159,18 @@ def check_value(owner: str, name: str, value: Any, rules: Mapping[str, Any]) -> 
         + ("" if high is None else f" to {high}")
         + (", a whole number" if rules.get("whole") else "")
     )
-    # Python counts True as the integer 1.
-    number = (
-        isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-    )
     if (
-        not number
+        not _is_number(value)
         or value < low
         or (high is not None and value > high)
         or (rules.get("whole") and value != int(value))
     ):
         raise ValueError(f"{owner}: {name}={value!r} is not allowed; give a finite number {bounds}")
+
+
+def _is_number(value: Any) -> bool:
+    # Python counts True as the integer 1.
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def nearest(word: Any, known: Iterable[str]) -> str:

@@ -4,64 +4,45 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch
 
-from ..landscape import Landscape
-from .base import Part
+from ..landscape import Landscape, Progress
+from .gates import adaptive as adaptive
+from .gates import learning as learning
+from .schedule import SHARE as SHARE
+from .schedule import Planned as Planned
+from .schedule import Schedule as Schedule
 
-SHARE = {"low": 0.0, "high": 1.0}
+AT_MAXIMUM = 1 - 1e-9
+"""Share of the maximum from which on a learning rate counts as being at it, despite rounding."""
 
-
-@dataclass
-class Schedule(Part):
-    """`schedule(at)` returns whether this update is perturbed.
-
-    Class attributes:
-        needs_gradient: whether the decision depends on the gradient at w, so that the method must
-            start with that gradient.
-    """
-
-    needs_gradient: ClassVar[bool] = False
-
-    def __call__(self, at: Landscape) -> bool:
-        """Return whether this update is perturbed."""
-        raise NotImplementedError
-
-    def note(self, at: Landscape) -> None:
-        """Look at an update that is done, picked or not; only schedules that look back need it."""
-
-    def ever(self, total: int, warmup: int = 0) -> bool:
-        """Return whether any of `total` updates can be picked; `warmup` of them are warm-up."""
-        return True
+LOW = 0.75
+"""Share of its maximum at which a learning rate has been falling for long."""
 
 
 @dataclass
-class always(Schedule):
+class always(Planned):
     """All updates are perturbed."""
 
-    def __call__(self, at: Landscape) -> bool:
+    def picks(self, progress: Progress) -> bool:
         """Return true for every update."""
         return True
 
 
 @dataclass
-class between(Schedule):
+class between(Planned):
     """Updates from the share `start` of the run up to, but not including, the share `end`."""
 
     start: float = field(metadata={"help": "fraction of all updates", **SHARE})
     end: float = field(metadata={"help": "fraction of all updates", **SHARE})
 
-    def __call__(self, at: Landscape) -> bool:
+    def picks(self, progress: Progress) -> bool:
         """Return whether the update lies between `start` and `end`."""
-        return self.start <= at.progress.fraction < self.end
-
-    def ever(self, total: int, warmup: int = 0) -> bool:
-        """Return whether some update lies between `start` and `end`."""
-        first = math.ceil(self.start * total)  # the first update that is not before `start`
-        return first < total and first / max(total, 1) < self.end
+        return self.start <= progress.fraction < self.end
 
 
 class after(between):
@@ -69,6 +50,15 @@ class after(between):
 
     def __init__(self, start: float) -> None:
         super().__init__(start, 1.0)
+
+    def remark(self, run: Iterable[Progress]) -> str | None:
+        """Return a line if SAM never starts, or starts when the learning rate is low already."""
+        before = 1.0
+        for progress in run:
+            if self.picks(progress):
+                return _inside_a_decay(before) if before <= LOW else None
+            before = progress.lr_ratio
+        return self._never()
 
 
 class before(between):
@@ -79,27 +69,44 @@ class before(between):
 
 
 @dataclass
-class every(Schedule):
+class every(Planned):
     """Every k-th update, beginning with the first."""
 
     k: int = field(metadata={"help": "updates", "low": 1, "whole": True})
 
-    def __call__(self, at: Landscape) -> bool:
+    def picks(self, progress: Progress) -> bool:
         """Return whether the number of this update is a multiple of k."""
-        return at.progress.step % int(self.k) == 0
+        return progress.step % int(self.k) == 0
 
 
 @dataclass
-class after_warmup(Schedule):
+class after_warmup(Planned):
     """Updates after the learning rate's warm-up."""
 
-    def __call__(self, at: Landscape) -> bool:
+    def picks(self, progress: Progress) -> bool:
         """Return whether the warm-up is over."""
-        return at.progress.step >= at.progress.warmup
+        return progress.step >= progress.warmup
 
-    def ever(self, total: int, warmup: int = 0) -> bool:
-        """Return whether the warm-up ends before the run."""
-        return warmup < total
+
+@dataclass
+class decay(Planned):
+    """Updates after the warm-up in which the learning rate is below its maximum.
+
+    Under the learning rate schedule `constant` there are none. Under `linear` and `cosine` they
+    are nearly all updates, under `warmup_stable_decay` those of the decay at the end.
+    """
+
+    remedy: ClassVar[str] = (
+        " The learning rate does not fall: choose a schedule that decays, such as "
+        "lr_scheduler_type='warmup_stable_decay', or a start that does not depend on it, such as "
+        "after:0.75."
+    )
+
+    def picks(self, progress: Progress) -> bool:
+        """Return whether the warm-up is over and the learning rate has fallen."""
+        # The negation holds for NaN, too: a rate that nobody can foresee may fall.
+        fallen = not progress.lr_ratio >= AT_MAXIMUM
+        return progress.step >= progress.warmup and fallen
 
 
 @dataclass
@@ -113,9 +120,9 @@ class Coin(Schedule):
         """Return the probability at the share x of the run, 0 to 1."""
         raise NotImplementedError
 
-    def ever(self, total: int, warmup: int = 0) -> bool:
+    def ever(self, run: Iterable[Progress]) -> bool:
         """Return whether the probability is above zero at some update."""
-        return any(self.probability(t / total) > 0 for t in range(total))
+        return any(self.probability(progress.fraction) > 0 for progress in run)
 
     def __call__(self, at: Landscape) -> bool:
         """Return whether the coin picks this update."""
@@ -175,92 +182,14 @@ class trigonometric(Coin):
         return self.p_start + (self.p_end - self.p_start) * (1 - math.cos(math.pi * x)) / 2
 
 
-@dataclass
-class adaptive(Schedule):
-    """AE-SAM's gate: updates whose squared gradient norm is large for its running mean and spread.
+def _inside_a_decay(share: float) -> str:
+    return (
+        f"SAM starts when the learning rate has fallen to {share:.0%} of its maximum. With step "
+        "decay, late-phase SAM gains (arXiv 2410.10373); for tails that begin in the middle of a "
+        "decay, others have reported no gain, and SAM's whole gain where the rate falls in the "
+        "tail alone: sam_when='decay' with lr_scheduler_type='warmup_stable_decay'."
+    )
 
-    Jiang et al., ICLR 2023, arXiv 2304.14647::
-
-        mu      <- delta mu + (1 - delta) |g|^2
-        sigma^2 <- delta sigma^2 + (1 - delta) (|g|^2 - mu)^2
-        perturb iff |g|^2 >= mu + c sigma,  c from lambda_2 (start of the run) to lambda_1 (end)
-
-    State: mu and sigma^2. The decision needs the gradient's norm on the host, which is one
-    synchronisation per update. The averages start at the first finite |g|^2. An update whose |g|^2
-    is not finite changes neither average and is not perturbed.
-    """
-
-    stateful = True
-    needs_gradient = True
-
-    delta: float = field(default=0.9, metadata={"help": "decay of both averages", **SHARE})
-    lambda_1: float = field(default=-1.0, metadata={"help": "c at the end of the run"})
-    lambda_2: float = field(default=1.0, metadata={"help": "c at the start of the run"})
-
-    def __call__(self, at: Landscape) -> bool:
-        """Return whether |g|^2 is large enough to perturb."""
-        square = float(at.peek().norm()) ** 2  # peek: the method's first pass is this gradient
-        if not math.isfinite(square):
-            return False
-        mu, variance = self.state.number("mu", square), self.state.number("variance", 0.0)
-        # The spread is around the new mean, as in the paper.
-        mu = self.delta * mu + (1 - self.delta) * square
-        variance = self.delta * variance + (1 - self.delta) * (square - mu) ** 2
-        self.state.update(mu=mu, variance=variance)
-        x = at.progress.fraction
-        return square >= mu + (x * self.lambda_1 + (1 - x) * self.lambda_2) * math.sqrt(variance)
-
-
-@dataclass
-class learning(Schedule):
-    """Updates before which the loss has fallen below the share `share` of its first value.
-
-    A model that has learned nothing yet stands on a plateau, where a radius that it would bear
-    later can keep it for good. The loss is the clean one, averaged over processes and, with decay
-    0.9, over updates; its first value is the mean of the first ten, which are never perturbed. If
-    the loss rises again, so that it is above the share, updates are plain again.
-
-    A model that has learned its task already, such as a language model on text like that of its
-    pre-training, may never come below the share, and is then never perturbed;
-    `sam/share_perturbed_updates` in the log tells.
-
-    State: the averages, and the last loss, which the host reads one update later, when it is known
-    anyway. A loss that is not finite changes nothing.
-    """
-
-    stateful = True
-
-    share: float = field(default=0.9, metadata={"help": "of the loss's first value", **SHARE})
-
-    def __call__(self, at: Landscape) -> bool:
-        """Return whether the mean loss of the updates so far is below the share."""
-        self._take_in()
-        limit = self.share * self.state.number("first", 0.0)
-        return self.state.number("count", 0) >= FIRST and self.state.number("mean", 0.0) < limit
-
-    def note(self, at: Landscape) -> None:
-        """Keep the loss of this update."""
-        self.state["last"] = at.mean_loss()
-
-    def _take_in(self) -> None:
-        """Add the last update's loss to the averages."""
-        last = self.state.tensor("last")
-        if last is None:
-            return
-        loss = float(last)
-        del self.state["last"]
-        count, first = self.state.number("count", 0), self.state.number("first", 0.0)
-        if not math.isfinite(loss):
-            return
-        if count < FIRST:
-            first = (count * first + loss) / (count + 1)
-            self.state.update(count=count + 1, first=first, mean=first)
-        else:
-            self.state["mean"] = 0.9 * self.state.number("mean", first) + 0.1 * loss
-
-
-FIRST = 10
-"""The number of updates whose mean loss `learning` takes for the loss's first value."""
 
 SCHEDULES: dict[str, type[Schedule]] = {
     "always": always,
@@ -269,6 +198,7 @@ SCHEDULES: dict[str, type[Schedule]] = {
     "between": between,
     "every": every,
     "after_warmup": after_warmup,
+    "decay": decay,
     "learning": learning,
     "adaptive": adaptive,
 }

@@ -34,7 +34,8 @@ Logs = list[dict[str, float]]
 
 pytestmark = pytest.mark.distributed
 
-SPLIT_GROUPS = {"msam", "esam"}  # cut or select examples of a rank, so the number of ranks shows
+SPLIT_GROUPS = {case.key for case in CASES if case.cuts or case.batch_coupled}
+"""Methods that cut batches or select examples of a rank, so that the number of ranks shows."""
 
 
 @pytest.fixture(scope="module")
@@ -102,7 +103,7 @@ def test_a_local_ascent_costs_no_all_reduce(ranks: Ranks, key: str) -> None:
     """Methods whose update is the descent gradient average that one alone."""
     found = ranks[0]["every_method"][f"{key} auto"]
     assert found["local"] and found["reduced"] == [0 if key == "msam" else 1] * 6
-    if key != "late_sam":
+    if key not in ("late_sam", "tail_sam"):  # of few updates, or of a small radius
         together = ranks[0]["every_method"][f"{key} global"]
         assert largest(found["weights"], together["weights"]) > 1e-6, "it is another perturbation"
 

@@ -80,7 +80,7 @@ def landscape(
         params,
         [torch.empty(4, 2, device="meta")],
         backward,
-        progress=Progress(step=step, total=4, learning_rate=0.01),
+        progress=Progress(step=step, total=4, lr_ratio=1 - step / 4, learning_rate=0.01),
         layers=lambda: layers or [],
         names=[f"{i}.weight" for i in range(len(params))],
         per_example=lambda batch: torch.empty(len(batch), device="meta"),

@@ -87,7 +87,7 @@ class Deep:
             self.params,
             list(self.batch(step, 3).chunk(batches)),
             self.backward,
-            progress=Progress(step, total, learning_rate=1e-3),
+            progress=Progress(step, total, lr_ratio=1 - step / total, learning_rate=1e-3),
             seed=1,
             names=[f"{i}.weight" for i in range(len(self.params))],
             per_example=self.per_example,

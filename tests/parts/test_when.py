@@ -4,14 +4,17 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 
 from hf_sam import RSAM, SAM, LookSAM, Plain, Progress, Vector, When
 from hf_sam.methods import asks
-from hf_sam.parts.when import FIRST, adaptive, constant, learning, linear, piecewise, trigonometric
+from hf_sam.parts.gates import FIRST
+from hf_sam.parts.when import adaptive, constant, learning, linear, piecewise, trigonometric
 from hf_sam.texts import parse_when
 from tests.toys import Bowl
 
@@ -19,6 +22,10 @@ from tests.toys import Bowl
 def place(step: int, total: int = 10, seed: int = 0, **more: int) -> SimpleNamespace:
     """What a schedule looks at that needs no gradient."""
     return SimpleNamespace(seed=seed, progress=Progress(step, total, **more))
+
+
+def run_of(total: int, warmup: int = 0, rate: Callable[[int], float] = lambda _: 1.0) -> Any:
+    return [Progress(step, total, warmup, lr_ratio=rate(step)) for step in range(total)]
 
 
 def picked(text: str, total: int = 10, **more: int) -> list[int]:
@@ -44,13 +51,57 @@ def picked(text: str, total: int = 10, **more: int) -> list[int]:
 )
 def test_picks(text: str, updates: list[int]) -> None:
     assert picked(text) == updates
-    assert parse_when(text).ever(10) == bool(updates)
+    assert parse_when(text).ever(run_of(10)) == bool(updates)
 
 
 def test_after_warmup() -> None:
     assert picked("after_warmup", warmup=7) == [7, 8, 9]
-    assert parse_when("after_warmup").ever(10, warmup=7)
-    assert not parse_when("after_warmup").ever(10, warmup=10)
+    assert parse_when("after_warmup").ever(run_of(10, warmup=7))
+    assert not parse_when("after_warmup").ever(run_of(10, warmup=10))
+
+
+RATES: dict[str, tuple[Callable[[int], float], list[int]]] = {
+    "constant": (lambda t: 1.0, []),
+    "constant, rounded": (lambda t: 1.0 - 1e-15, []),
+    "warm-up and linear": (lambda t: min((t + 1) / 3, (10 - t) / 8), [3, 4, 5, 6, 7, 8, 9]),
+    "stable, then linear": (lambda t: min((t + 1) / 3, (10 - t) / 3, 1.0), [8, 9]),
+    "step": (lambda t: 1.0 if t < 6 else 0.1, [6, 7, 8, 9]),
+    "unforeseen": (lambda t: math.nan, [2, 3, 4, 5, 6, 7, 8, 9]),
+}
+
+
+@pytest.mark.parametrize("name", RATES)
+def test_decay(name: str) -> None:
+    """After the warm-up, here of two updates, and below the maximum."""
+    rate, updates = RATES[name]
+    run, schedule = run_of(10, 2, rate), parse_when("decay")
+    assert [p.step for p in run if schedule(SimpleNamespace(progress=p))] == updates
+    assert schedule.ever(iter(run)) == bool(updates)
+    assert (schedule.remark(iter(run)) is None) == bool(updates)
+
+
+@pytest.mark.parametrize(
+    ("start", "rate", "warned"),
+    [
+        (0.75, lambda t: 1 - t / 100, True),
+        (0.2, lambda t: 1 - t / 100, False),
+        (0.75, lambda t: 1.0 if t < 75 else 0.1, False),
+        (0.76, lambda t: 1.0 if t < 75 else 0.1, True),
+        (0.75, lambda t: 1.0, False),
+        (0.75, lambda t: math.nan, False),
+    ],
+)
+def test_a_start_inside_a_decay(start: float, rate: Callable[[int], float], warned: bool) -> None:
+    """Not where the rate falls with the start itself, and not where nobody can foresee it."""
+    remark = parse_when(f"after:{start}").remark(iter(run_of(100, 0, rate)))
+    assert (remark is not None) == warned
+    assert not warned or "SAM starts when the learning rate has fallen to" in str(remark)
+
+
+def test_a_schedule_without_an_update_says_so() -> None:
+    assert "SAM never starts" in str(parse_when("after:1").remark(run_of(4)))
+    assert "warmup_stable_decay" in str(parse_when("decay").remark(run_of(4)))
+    assert parse_when("every:2").remark(run_of(4)) is None
 
 
 @pytest.mark.parametrize(
@@ -68,7 +119,7 @@ def test_after_warmup() -> None:
 )
 def test_ever(text: str, total: int, ever: bool) -> None:
     """Known before the first update, so that a run in which SAM never starts can say so."""
-    assert parse_when(text).ever(total) is ever
+    assert parse_when(text).ever(run_of(total)) is ever
 
 
 MEANS = [
