@@ -10,7 +10,7 @@ from typing import Any
 
 from transformers import TrainingArguments
 
-from .landscape import ROUNDING
+from .landscape import OFFLOAD, ROUNDING
 from .methods import METHODS, MSAM, Method, PerGroup, Plain, When
 from .parts.base import nearest
 from .parts.when import always
@@ -119,6 +119,14 @@ class SAMArguments:
             "choices": ROUNDING,
         },
     )
+    sam_offload: str = field(
+        default="none",
+        metadata={
+            "help": "cpu: while weights are perturbed, their values are kept in the host's memory "
+            "instead of the accelerator's, at the cost of a copy there and back.",
+            "choices": OFFLOAD,
+        },
+    )
     sam_track_memory: bool = field(
         default=False,
         metadata={"help": "Log peak memory per phase of an update and into train_results.json."},
@@ -138,6 +146,7 @@ class SAMArguments:
         _one_of("sam_accumulation", self.sam_accumulation, ACCUMULATION)
         _one_of("sam_ascent_sync", self.sam_ascent_sync, ASCENT_SYNC)
         _one_of("sam_rounding", self.sam_rounding, ROUNDING)
+        _one_of("sam_offload", self.sam_offload, OFFLOAD)
         build_method(self)
         base = getattr(super(), "__post_init__", None)
         if base is not None:

@@ -8,7 +8,6 @@ import math
 from functools import partial
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from transformers.trainer_utils import has_length
 
@@ -30,6 +29,7 @@ from .host.parameters import Parameters
 from .host.passes import PassRunner
 from .host.records import Records
 from .host.state import Search
+from .host.storing import useless
 from .host.window import Window, check_cuttable, check_drawable, data_of, draw
 from .landscape import Landscape, Progress, RandomStates, Replay, Store, Update, check_rounding
 from .landscape.perturbation import refuse_complex
@@ -137,20 +137,18 @@ class Run:
         self._adapters = Adapters(trainer.model, known)
         check_patterns(patterns, known.params, known.names, trainer.model)
         refuse_complex(known.params, known.names)
-        self._check_rounding()
+        self._check_storing()
         inside = [name for name, _ in trainer.model.named_parameters()]
         check_averaged(known.names, inside, trainer.accelerator.num_processes)
         self.engine.outside = known.outside
 
-    def _check_rounding(self) -> None:
-        rounding, known = option(self._trainer.args, "sam_rounding"), self.parameters
-        check_rounding(rounding, known.params, known.names)
-        narrow = any(p.dtype == torch.bfloat16 for p in known.params)
-        if rounding == "stochastic" and not narrow:
-            self._trainer._warn(
-                "sam_rounding='stochastic' has no effect: no weight that is trained is stored in "
-                "bfloat16, and others lose nothing of a perturbation."
-            )
+    def _check_storing(self) -> None:
+        """Refuse or warn of ways to store perturbed weights that fail or gain nothing."""
+        trainer, params = self._trainer, self.parameters.params
+        rounding, offload = (option(trainer.args, f"sam_{n}") for n in ("rounding", "offload"))
+        check_rounding(rounding, params, self.parameters.names)
+        for warning in useless(rounding, offload, params, trainer.model):
+            trainer._warn(warning)
 
     def _local_ascent(self) -> bool:
         sync = option(self._trainer.args, "sam_ascent_sync")
@@ -241,6 +239,7 @@ class Run:
             layers=self._adapters,
             engine=self.engine,
             rounding=option(trainer.args, "sam_rounding"),
+            offload=option(trainer.args, "sam_offload"),
             cosine=self.means.want_cosine(trainer.state.global_step),
             on_phase=self._announce,
         )

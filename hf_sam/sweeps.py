@@ -130,13 +130,13 @@ def by_kind(*vectors: Entries) -> Iterator[list[int]]:
     yield from kinds.values()
 
 
-def sweep(*vectors: Entries, parts: int = 0, size: int = 0) -> Iterator[Group]:
+def sweep(*vectors: Entries, parts: int = 0, whole: bool = False, size: int = 0) -> Iterator[Group]:
     """Yield all elements of the parameters for which every vector has an entry, group by group.
 
     Args:
         vectors: sequences of entries, whose shapes are equal.
-        parts: the least number of groups, about, into which whole tensors are divided; 0 for no
-            such limit. An eager policy ignores it.
+        parts: the least number of groups, about; 0 for no such limit. An eager policy ignores it.
+        whole: whether tensors are never cut. An eager policy ignores it.
         size: the bytes that an element counts at least, because it takes up that much in scratch.
     """
     for places in by_kind(*vectors):
@@ -148,7 +148,8 @@ def sweep(*vectors: Entries, parts: int = 0, size: int = 0) -> Iterator[Group]:
         step = limit if mine.eager else min(CACHED.bytes // each, limit)
         if parts and not mine.eager:
             sizes: list[Any] = [vectors[0][i] for i in places]
-            limit, step = min(limit, -(-sum(t.numel() for t in sizes) // parts)), 0
+            limit = min(limit, max(-(-sum(t.numel() for t in sizes) // parts), 1))
+        step = 0 if whole and not mine.eager else min(step, limit)
         yield from _groups(places, vectors, limit, step, alone=mine.eager)
 
 

@@ -270,7 +270,7 @@ class SAMMixin(TrainerBase):
     def sam_config(self) -> dict[str, Any]:
         """The method, its options and how it is applied, in a form that JSON can hold."""
         names = ["sam_when", "sam_where", "sam_accumulation", "sam_ascent_sync"]
-        names += ["sam_replay_rng", "sam_freeze_norm_stats", "sam_rounding"]
+        names += ["sam_replay_rng", "sam_freeze_norm_stats", "sam_rounding", "sam_offload"]
         return {
             "sam": main_method(self._method)[0],
             "method": self._method.describe(),

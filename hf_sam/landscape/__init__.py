@@ -7,10 +7,12 @@ from .layers import Layer, Pair
 from .protocol import Averaging, Backward, BatchOps, Engine
 from .replay import RandomStates, Replay, Restore, Store
 from .rounding import ROUNDING, check_rounding
+from .snapshot import OFFLOAD
 from .sparse import Masked, Support
 from .update import Progress, Update
 
 __all__ = [
+    "OFFLOAD",
     "ROUNDING",
     "Averaging",
     "Backward",

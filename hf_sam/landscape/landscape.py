@@ -18,6 +18,7 @@ from .perturbation import Perturbation
 from .protocol import Ascending, Averaging, Backward, Engine
 from .readings import Standing
 from .rounding import check_rounding
+from .snapshot import check_offload
 from .sparse import Masked
 from .update import Context, Progress, Update
 
@@ -44,6 +45,7 @@ class Landscape(Context):
         layers: a function that returns the layers with low-rank adapters; see `Layer`.
         where: mask of the parameters that may be perturbed; by default all of them.
         rounding: `nearest` or `stochastic`; how `w + eps` is stored in bfloat16.
+        offload: `none`, or `cpu` to keep the weights in the host's memory while they are perturbed.
         on_phase: a function that is called as each phase begins; see `Update`.
 
     Example:
@@ -74,10 +76,12 @@ class Landscape(Context):
         layers: Callable[[], Sequence[Layer]] | None = None,
         where: Sequence[bool] | None = None,
         rounding: str = "nearest",
+        offload: str = "none",
         on_phase: Callable[[str], None] | None = None,
     ) -> None:
         params = list(params)
         check_rounding(rounding, params, names)
+        check_offload(offload)
         update = Update(
             params=params,
             backward=backward,
@@ -90,6 +94,7 @@ class Landscape(Context):
             layers=layers,
             engine=Engine.beside(params),
             rounding=rounding,
+            offload=offload,
             on_phase=on_phase,
         )
         self._over(update, Data.by_examples(list(batches)))
@@ -250,25 +255,6 @@ class Landscape(Context):
         """Return the mean of a vector over processes. It consumes the vector's storage."""
         return average_(self.update, vector)
 
-    def sample(self, n: int) -> list[Any]:
-        """Draw n training examples with this update's generator, as a list of batches."""
-        if self.update.sample is None:
-            raise ValueError("this Landscape has no `sample`: pass (n, generator) -> batches")
-        return self.update.sample(n, self.generator)
-
-    def example_gradients(self, n: int) -> Iterator[Vector]:
-        """Yield the gradients at w of n drawn training examples, one at a time.
-
-        Each process yields those of its share of the examples. All state that the engine replays
-        is afterwards as it was before.
-        """
-        engine = self.update.engine
-        with engine.replay.no_trace():
-            for batch in self.sample(n):
-                with engine.passes(self.params), engine.no_sync(own=True):
-                    self.update.backward(batch, 1.0)
-                yield Vector(engine.take_grads(self.params), engine.placement)
-
     @contextmanager
     def perturbed(self, eps: Vector) -> Iterator[None]:
         """Set the parameters to `w + eps` inside the block, and back to exactly `w` after it.
@@ -287,7 +273,8 @@ class Landscape(Context):
         supports = eps.supports if isinstance(eps, Masked) else None
         # A pending factor is applied while the weights move, which saves a walk over eps.
         entries, factor = eps.hand_over_unscaled()
-        perturbation = Perturbation(held, entries, ok, supports, factor, update.new_rounding())
+        how = update.new_rounding(), update.new_snapshot()
+        perturbation = Perturbation(held, entries, ok, supports, factor, *how)
         standing = update.readings.standing
         with update.engine.moving(), perturbation:
             standing.append(Standing(perturbation, torch.where(ok, size, torch.zeros_like(size))))

@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 
 from ..sums import Sums
-from ..sweeps import Entries, Gate, Group, Scratch, by_kind, cloned, number, policy, sweep
+from ..sweeps import Entries, Gate, Group, Scratch, by_kind, number, policy, sweep
 from ..vector import Numbers, Scalar, Vector
 from .memory import Memory
 from .rounding import Nearest
+from .snapshot import OnDevice, beside
 from .sparse import Inside, Support
 
 PARTS = 5
@@ -46,7 +47,8 @@ class Perturbation:
     A tensor with a support is exchanged for a snapshot of the elements inside it, and no other
     element moves. If `ok` (a `()` bool tensor) is false, the parameters stay as they are; this
     needs no host synchronisation. Parameters with a `None` entry are never touched. Parameters may
-    share memory: see `Memory`. `rounding` says how the sums are stored.
+    share memory: see `Memory`. `rounding` says how the sums are stored,
+    and `snapshot` where the weights are.
 
     Attributes:
         along: a vector whose inner product with the step is measured while the weights return,
@@ -61,11 +63,12 @@ class Perturbation:
         supports: Sequence[Support | None] | None = None,
         factor: Scalar = 1.0,
         rounding: Nearest | None = None,
+        snapshot: OnDevice | None = None,
     ) -> None:
         refuse_complex(params)
         self._params, self._eps, self._supports = params, eps, supports
         self._ok, self._gate, self._factor = ok, Gate(ok), factor
-        self._rounding = rounding or Nearest()
+        self._rounding, self._snapshot = rounding or Nearest(), snapshot or OnDevice()
         self._saved: list[tuple[Group, Inside | None]] = []
         self._sums = Sums(len(params))
         self._eager = policy(ok.device).eager
@@ -97,7 +100,8 @@ class Perturbation:
                 for places in by_kind(whole):
                     self._scale_([whole[i] for i in places])
             scratch = Scratch()
-            for group in sweep(self._memory.weights, whole, size=self._rounding.bytes):
+            parts, size = self._snapshot.parts, self._rounding.bytes
+            for group in sweep(self._memory.weights, whole, parts=parts, size=size):
                 self._enter(group, scratch)
             del scratch  # its memory is free before the sparse part allocates its own
             self._enter_inside(eps, inside)
@@ -125,12 +129,9 @@ class Perturbation:
         weights, eps = group.pieces
         if self._eager:
             self._scale_(eps)  # while this slice is in the cache
-        # The sum is taken before eps is overwritten: its storage becomes the snapshot of w.
+        # The sum is taken before eps is overwritten: its storage may become the snapshot of w.
         moved = self._rounding.sums(group, eps, scratch)
-        if eps[0].dtype == weights[0].dtype:
-            torch._foreach_copy_(eps, weights)
-        else:  # the storage of eps could not hold the weights exactly
-            group.pieces[1] = cloned(weights)
+        group.pieces[1] = self._snapshot.keep(weights, eps)
         # Saved before the weights move, so that an exception in the copy can be undone.
         self._saved.append((group, None))
         torch._foreach_copy_(weights, moved)
@@ -138,12 +139,13 @@ class Perturbation:
     def _enter_inside(self, eps: list[Tensor | None], supports: dict[int, Support]) -> None:
         sparse = [e if i in supports else None for i, e in enumerate(eps)]
         masks = [supports[i].mask if i in supports else None for i in range(len(eps))]
+        parts = max(PARTS, self._snapshot.parts)
         eps.clear()  # each tensor is freed as soon as its weights have been saved
-        for group in sweep(self._memory.weights, masks, sparse, parts=PARTS):
+        for group in sweep(self._memory.weights, masks, sparse, parts=parts, whole=True):
             steps = group.pieces.pop()
             inside = Inside(group, [supports[i].count for i in group.places])
             self._saved.append((group, inside))
-            inside.step(steps, self._scale_, self._rounding)
+            inside.step(steps, self._scale_, self._rounding, self._snapshot)
             del steps
             # A tensor that was taken whole is done; a slice leaves the rest of its tensor to come.
             for i, start in zip(group.places, group.starts, strict=True):
@@ -182,7 +184,8 @@ class Perturbation:
                 torch._foreach_copy_(weights, snapshots)
                 weights, snapshots = [], []
         for places in by_kind(weights):
-            torch._foreach_copy_([weights[i] for i in places], [snapshots[i] for i in places])
+            mine, before = ([tensors[i] for i in places] for tensors in (weights, snapshots))
+            torch._foreach_copy_(mine, before, non_blocking=True)
 
     def _measure(
         self, group: Group, inside: Inside | None, along: Entries, scratch: Scratch
@@ -192,7 +195,7 @@ class Perturbation:
             return
         there = group.pieces[0]
         if inside is None:
-            step = scratch("sub", there, group.pieces[1])
+            step = scratch("sub", there, beside(group.pieces[1], there))
         else:  # a sparse snapshot cannot be subtracted, so the weights return first
             step = scratch("mul", there, 1.0)
             inside.restore()

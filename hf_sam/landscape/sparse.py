@@ -13,6 +13,7 @@ from torch import Tensor
 from ..sweeps import Group, Scratch, policy
 from ..vector import Scalar, Vector
 from .rounding import Nearest
+from .snapshot import OnDevice, beside
 
 
 @dataclass(frozen=True)
@@ -88,19 +89,27 @@ class Inside:
         self._saved: Tensor | None = None
 
     def step(
-        self, eps: list[Tensor], scale_: Callable[[list[Tensor]], None], rounding: Nearest
+        self,
+        eps: list[Tensor],
+        scale_: Callable[[list[Tensor]], None],
+        rounding: Nearest,
+        snapshot: OnDevice,
     ) -> None:
         """Add `eps` to the weights inside, after `scale_` has scaled it in place."""
         weights, index = _Flat(self._group.pieces[0]), self._index()
         moved = _Flat(eps).tensor.index_select(0, index)
         scale_([moved])  # only what is inside, which is less work than scaling all of eps
-        self._saved = weights.tensor.index_select(0, index)
-        weights.put(index, rounding.sums_at(self._group, index, moved, self._saved))
+        before = weights.tensor.index_select(0, index)
+        there = rounding.sums_at(self._group, index, moved, before)
+        # Saved before the weights move, so that an exception in the copy can be undone.
+        self._saved = snapshot.take(before)
+        weights.put(index, there)
 
     def restore(self) -> None:
         """Restore the weights, unless they have been restored already."""
         if self._saved is not None:
-            _Flat(self._group.pieces[0]).put(self._index(), self._saved)
+            weights = _Flat(self._group.pieces[0])
+            weights.put(self._index(), beside([self._saved], [weights.tensor])[0])
             self._saved = None
 
     def _index(self) -> Tensor:

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -17,6 +17,7 @@ from .protocol import Averaging, Backward, Engine
 from .readings import Readings
 from .replay import Replay
 from .rounding import Nearest, Stochastic
+from .snapshot import OnDevice, OnHost
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,7 @@ class Update:
             adapters call it.
         engine: the machinery of processes, precision and replay.
         rounding: how `w + eps` is stored, `nearest` or `stochastic`; see `Stochastic`.
+        offload: where the weights are kept meanwhile, `none` or `cpu`; see `OnHost`.
         cosine: whether to read `grad_cosine`, which needs a walk over all weights.
         on_phase: a function that is called with "ascent", "perturb", "descent" and "restore" as
             each of these phases begins.
@@ -87,6 +89,7 @@ class Update:
     layers: Callable[[], Sequence[Layer]] | None = None
     engine: Engine = field(default_factory=Engine)
     rounding: str = "nearest"
+    offload: str = "none"
     cosine: bool = True
     on_phase: Callable[[str], None] | None = None
     averaging: Averaging = Averaging.IN_BACKWARD
@@ -123,9 +126,13 @@ class Update:
             return Nearest()
         return Stochastic(self.generator, len(self.params))
 
+    def new_snapshot(self) -> OnDevice:
+        """Return where the weights are kept during one perturbation."""
+        return OnDevice() if self.offload == "none" else OnHost()
+
 
 class Context:
-    """The properties of an update that a method may read beside gradients.
+    """What a method may ask of an update beside the gradients of its data.
 
     Attributes:
         update: the context that all passes of the update share.
@@ -208,3 +215,22 @@ class Context:
     def rows(self, i: int, whole: Tensor) -> Tensor:
         """Return the rows that this process holds of a tensor of parameter i's full shape."""
         return self.update.engine.rows(self.params[i], whole)
+
+    def sample(self, n: int) -> list[Any]:
+        """Draw n training examples with this update's generator, as a list of batches."""
+        if self.update.sample is None:
+            raise ValueError("this Landscape has no `sample`: pass (n, generator) -> batches")
+        return self.update.sample(n, self.generator)
+
+    def example_gradients(self, n: int) -> Iterator[Vector]:
+        """Yield the gradients at w of n drawn training examples, one at a time.
+
+        Each process yields those of its share of the examples. All state that the engine replays
+        is afterwards as it was before.
+        """
+        engine = self.update.engine
+        with engine.replay.no_trace():
+            for batch in self.sample(n):
+                with engine.passes(self.params), engine.no_sync(own=True):
+                    self.update.backward(batch, 1.0)
+                yield Vector(engine.take_grads(self.params), engine.placement)

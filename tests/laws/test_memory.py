@@ -139,7 +139,7 @@ def counted(work: Callable[[], None]) -> Peaks:
     return peaks
 
 
-def updates(method: Method, model: Deep, total: int, batches: int) -> Peaks:
+def updates(method: Method, model: Deep, total: int, batches: int, **more: Any) -> Peaks:
     """Return the peaks of some updates with SGD, by update and phase."""
     optimizer = torch.optim.SGD(model.params, lr=1e-3)
 
@@ -147,7 +147,7 @@ def updates(method: Method, model: Deep, total: int, batches: int) -> Peaks:
         for step in range(total):
             mark(f"{step} start")
             on_phase = functools.partial(lambda step, phase: mark(f"{step} {phase}"), step)
-            at = model.landscape(step, total, batches, on_phase=on_phase)
+            at = model.landscape(step, total, batches, on_phase=on_phase, **more)
             at.update.engine.give(model.params, method(at))
             mark(f"{step} optimizer")
             optimizer.step()
