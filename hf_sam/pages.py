@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from .methods import Method
 
 GENERATED = "<!-- written by `hf-sam docs`: change the docstrings instead -->"
+TABLE_GENERATED = "<!-- written by `python -m hf_sam.pages > docs/methods/index.md` -->"
 HEADINGS = ("Update", "Cost", "Defaults", "Deviations", "When it does not help")
 ATTRIBUTES = "\nAttributes:\n"
 EXAMPLE = "\nExample:\n"
@@ -109,13 +110,16 @@ def rows() -> list[tuple[str, ...]]:
     ]
 
 
-def readme_table() -> str:
-    """Return the table of methods that README shows."""
-    head = ("key", "paper", "passes", "extra memory, in P", "when to use")
-    body = [
-        (f"`{key}`", paper, passes, memory, use) for key, paper, passes, memory, _, use in rows()
-    ]
-    return table_markdown(head, body)
+def methods_page() -> str:
+    """Return the page with the table of methods, which the repository holds as a file."""
+    return (
+        f"# Methods\n\n{TABLE_GENERATED}\n\nSelect one with `sam=KEY`. *P* is one copy of the "
+        "trainable parameters, for LoRA of the adapter; a *pass* is a forward and a backward over "
+        "the whole batch. A method's page, with its update, defaults and when it does not help: "
+        "`hf-sam explain KEY`. [Which method, which radius, when not](../choosing.md).\n\n"
+        + table_markdown(COLUMNS, [(f"`{row[0]}`", *row[1:]) for row in rows()])
+        + "\n"
+    )
 
 
 def keeps(kind: type[Method]) -> bool:
@@ -287,3 +291,7 @@ def _paragraph(block: str) -> str:
         formula = text.split(" ")[1:2] == ["="]
         return f"**{heading}.** {text if formula else text[:1].upper() + text[1:]}".strip()
     return escape(block)
+
+
+if __name__ == "__main__":
+    print(methods_page(), end="")

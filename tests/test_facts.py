@@ -74,9 +74,9 @@ def test_local_ascent_is_right(case: Case) -> None:
     assert asks(method).layers == case.adapters
 
 
-def test_readme_repeats_the_methods() -> None:
-    readme = (ROOT / "README.md").read_text()
-    assert pages.readme_table() in readme, "put what pages.readme_table() returns into README.md"
+def test_the_page_of_methods_is_up_to_date() -> None:
+    page = (ROOT / "docs/methods/index.md").read_text()
+    assert page == pages.methods_page(), "run: python -m hf_sam.pages > docs/methods/index.md"
 
 
 def test_the_changelog_names_every_method() -> None:

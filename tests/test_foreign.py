@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Other people's trainers under SAM: TRL's for fine-tuning and preferences, sentence-transformers'.
 
-Each by the README's line over `SAMMixin`, on a tiny model, against the same trainer without SAM.
+Each by the line over `SAMMixin` that is shown, on a tiny model, against the same without SAM.
 """
 
 from __future__ import annotations
@@ -120,20 +120,24 @@ ON_RANKS = {"sft": sft, "dpo": dpo, "similar sentences": partial(sentences, own_
 
 
 @cache
-def readme() -> dict[str, Any]:
-    """What the README's lines about these trainers define."""
+def shown() -> dict[str, Any]:
+    """What the lines about these trainers in README and on their page define."""
     pytest.importorskip("trl", reason=NEEDS_TRL)
     pytest.importorskip("sentence_transformers", reason=NEEDS_SENTENCES)
-    text = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
-    (code,) = (b for b in re.findall(r"```python\n(.*?)```", text, re.S) if "class SAMSFT" in b)
+    pages = [Path(__file__).parents[1] / name for name in ("README.md", "docs/language-models.md")]
     names: dict[str, Any] = {"__name__": __name__}
-    exec(code, names)
+    for page in pages:
+        blocks = re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.S)
+        classes = [block for block in blocks if "(SAMMixin, " in block]
+        assert classes, page
+        for block in classes:
+            exec(block, names)
     return names
 
 
-def of_readme(behind: type) -> type:
-    """The README's class over a trainer's or its arguments' class."""
-    classes = (v for v in readme().values() if isinstance(v, type) and v is not behind)
+def as_shown(behind: type) -> type:
+    """The class that is shown over a trainer's or its arguments' class."""
+    classes = (v for v in shown().values() if isinstance(v, type) and v is not behind)
     return next(cls for cls in classes if issubclass(cls, behind))
 
 
@@ -142,9 +146,7 @@ def run(
 ) -> Any:
     """A trained foreign trainer, with the mixin or without."""
     host = (HOSTS | ON_RANKS)[name]()
-    cls, config = (
-        (host.cls, host.config) if plain else (of_readme(host.cls), of_readme(host.config))
-    )
+    cls, config = (host.cls, host.config) if plain else (as_shown(host.cls), as_shown(host.config))
     if arguments.pop("taking", False):
         cls = type("Taking", (cls,), {"take": staticmethod(host.take)})
     common = {

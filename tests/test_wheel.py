@@ -21,10 +21,9 @@ from pathlib import Path
 
 import pytest
 from datasets import Dataset
-from transformers import BertConfig, BertModel
 
 import hf_sam
-from tests.glue.conftest import SPECIAL, WORDS, build_tokenizer, pairs
+from tests.glue.conftest import pairs, tiny_model
 from tests.vision.conftest import table
 
 ROOT = Path(__file__).parents[1]
@@ -75,10 +74,7 @@ def start(built: Path, tmp_path_factory: pytest.TempPathFactory) -> Start:
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("model")
-    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
-    size = len(SPECIAL) + len(WORDS)
-    BertModel(BertConfig(vocab_size=size, intermediate_size=16, **sizes)).save_pretrained(folder)
-    build_tokenizer().save_pretrained(folder)
+    tiny_model(folder)
     return folder
 
 
@@ -142,7 +138,7 @@ def test_glue_in_two_processes(start: Start, glue: list[str], tmp_path: Path) ->
     words = ("--accelerate_config", "ddp_cpu", "--num_processes", "2", "--output_dir", "out")
     start("hf-sam", "glue", *words, *glue, folder=tmp_path)
     found = json.loads((tmp_path / "out" / "all_results.json").read_text())
-    assert found["sam"]["name"] == "sam" and found["eval_samples"] == 16
+    assert found["sam"]["sam"] == "sam" and found["eval_samples"] == 16
     assert found["command"].startswith("hf-sam glue --output_dir out")
 
 

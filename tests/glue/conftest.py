@@ -63,10 +63,8 @@ def _quiet() -> None:
     disable_progress_bars()
 
 
-@pytest.fixture(scope="session")
-def model_dir(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """Folder with a one-layer BERT of 16 units and its tokenizer."""
-    folder = tmp_path_factory.mktemp("model")
+def tiny_model(folder: Path) -> None:
+    """Write a one-layer BERT of 16 units and its tokenizer."""
     set_seed(0)
     config = BertConfig(
         vocab_size=len(SPECIAL) + len(WORDS),
@@ -79,6 +77,13 @@ def model_dir(tmp_path_factory: pytest.TempPathFactory) -> str:
     )
     BertModel(config).save_pretrained(folder)
     build_tokenizer().save_pretrained(folder)
+
+
+@pytest.fixture(scope="session")
+def model_dir(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Folder with the tiny BERT and its tokenizer."""
+    folder = tmp_path_factory.mktemp("model")
+    tiny_model(folder)
     return str(folder)
 
 
