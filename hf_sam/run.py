@@ -20,6 +20,7 @@ from .engine.table import is_fsdp2, reentrant
 from .host.adapters import Adapters
 from .host.advice import advise_radius, from_checkpoint
 from .host.checks import GIVEN, check_averaged
+from .host.head import head_of
 from .host.hooks import check_hooks
 from .host.learning_rate import RateShare, largest_rate
 from .host.logs import RunningMeans
@@ -181,6 +182,8 @@ class Run:
             check_drawable(loader, name)
         if wanted.losses and not self._passes.own_losses:
             check_losses(trainer, name)
+        if wanted.head:
+            self._passes.head = head_of(trainer, self.method, name, self.engine.replay)
         if wanted.examples:
             check_cuttable(trainer, name)
             self._measuring = Measuring(trainer, self._passes, name, wanted.losses)

@@ -24,6 +24,7 @@ from tests.toys import assert_equal, make_trainer, weights
 pytestmark = pytest.mark.filterwarnings(
     "ignore:.*TF32:UserWarning",  # inductor's, about a GPU's own settings
     "ignore::DeprecationWarning",  # of what a backend imports
+    "ignore:The .grad attribute of a Tensor that is not a leaf",  # dynamo's, at a graph break
 )
 UPDATES = 5
 

@@ -23,7 +23,7 @@ from transformers import (
 )
 
 from hf_sam import Landscape, Progress, SAMTrainer, SAMTrainingArguments, Vector
-from hf_sam.landscape import Layer, Pair
+from hf_sam.landscape import HeadTap, Layer, Pair
 from tests.cases import Case
 
 Example = dict[str, Any]
@@ -289,24 +289,46 @@ class Bowl:
         x = torch.randn(n, 6, generator=draw, dtype=torch.float64).to(self.dtype)
         return x, torch.randn(n, 3, generator=draw, dtype=torch.float64).to(self.dtype)
 
-    def losses(self, batch: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
-        """Return the per-example losses (n,)."""
+    def losses(
+        self,
+        batch: tuple[torch.Tensor, torch.Tensor],
+        share: Any = 1.0,
+        head: HeadTap | None = None,
+    ) -> torch.Tensor:
+        """Return the per-example losses (n,); the second matrix is the output head."""
         x, y = batch
-        out = self.output(x)
+        hidden = self.hidden(x)
+        out = hidden @ self.head_weight.T
         if self.drop_bias_at is None or self.passes != self.drop_bias_at:
             out = out + self.params[2]
-        loss = (out - y).square().sum(1)
-        return loss if self.optional else loss + self.params[3].square().sum()
 
-    def output(self, x: torch.Tensor) -> torch.Tensor:
-        """Return what the two layers make of inputs (n, 6), without the bias, (n, 3)."""
-        first, second = self.params[:2]
-        return torch.tanh(x @ first.T) @ second.T
+        def losses_of(out: torch.Tensor) -> torch.Tensor:
+            loss = (out - y).square().sum(1)
+            return loss if self.optional else loss + self.params[3].square().sum()
 
-    def backward(self, batch: Any, share: Any = 1.0, with_losses: bool = False) -> Any:
+        if head is not None:
+            out = head(hidden, out, lambda out: losses_of(out).mean() * share)
+        return losses_of(out)
+
+    def hidden(self, x: torch.Tensor) -> torch.Tensor:
+        """Return what the first layer makes of inputs (n, 6), (n, 4)."""
+        return torch.tanh(x @ self.params[0].T)
+
+    @property
+    def head_weight(self) -> torch.Tensor:
+        """The matrix of the second layer, (3, 4)."""
+        return self.params[1]
+
+    def backward(
+        self,
+        batch: Any,
+        share: Any = 1.0,
+        with_losses: bool = False,
+        head: HeadTap | None = None,
+    ) -> Any:
         """The Landscape's backward."""
         self.passes += 1
-        losses = self.losses(batch)
+        losses = self.losses(batch, share, head)
         loss = losses.mean() * share
         loss.backward()
         if self.fail_at is not None and self.passes >= self.fail_at:
@@ -361,10 +383,15 @@ class AdaptedBowl(Bowl):
         self.params[:2] = [torch.nn.Parameter(f.to(dtype)) for f in factors]
         self.names[:2] = ["first.lora_A.weight", "first.lora_B.weight"]
 
-    def output(self, x: torch.Tensor) -> torch.Tensor:
-        """Return what the two layers make of inputs (n, 6), without the bias, (n, 3)."""
+    def hidden(self, x: torch.Tensor) -> torch.Tensor:
+        """Return what the adapted layer makes of inputs (n, 6), (n, 4)."""
         a, b = self.params[:2]
-        return torch.tanh(self.base(x) + self.SCALE * (x @ a.T @ b.T)) @ self.second.T
+        return torch.tanh(self.base(x) + self.SCALE * (x @ a.T @ b.T))
+
+    @property
+    def head_weight(self) -> torch.Tensor:
+        """The frozen matrix of the second layer, (3, 4)."""
+        return self.second
 
     def layers(self) -> list[Layer]:
         """Return the layer with the adapter."""

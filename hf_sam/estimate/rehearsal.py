@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile, record_function
 
-from ..landscape import Landscape, Layer, Pair
+from ..landscape import HeadTap, Landscape, Layer, Pair
 from ..methods import Method
 from ..methods.rehearsal import course
 
@@ -67,16 +67,27 @@ class Chain:
         """P: what the weights take, in bytes."""
         return sum(p.numel() * p.element_size() for p in self.params)
 
-    def losses(self, x: Tensor) -> Tensor:
-        """Return the loss of each example."""
+    def losses(self, x: Tensor, share: Any = 1.0, head: HeadTap | None = None) -> Tensor:
+        """Return the loss of each example; the last matrix is the output head."""
         self.forwards += len(x)
-        for p in self.params:
+        for p in self.params[:-1]:
             x = torch.tanh(x @ p)
-        return x.square().mean(1)
+        z = x @ self.params[-1]
+        if head is not None:
+            z = head(x, z, lambda z: torch.tanh(z).square().mean() * share)
+        return torch.tanh(z).square().mean(1)
 
-    def backward(self, batch: Any, share: Any = 1.0, **with_losses: bool) -> Any:
+    def backward(
+        self,
+        batch: Any,
+        share: Any = 1.0,
+        *,
+        with_losses: bool = False,
+        head: HeadTap | None = None,
+        **_: Any,
+    ) -> Any:
         """Run forward and backward of one batch, as `Backward` describes."""
-        losses = self.losses(batch)
+        losses = self.losses(batch, share, head)
         self.backwards, self.gradients = self.backwards + len(batch), self.gradients + 1
         loss = losses.mean() * share
         loss.backward()

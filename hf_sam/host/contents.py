@@ -51,6 +51,10 @@ def _writable(tensor: Tensor) -> bool:
     return not expanded and not hasattr(tensor, "_local_tensor")
 
 
+unchanged: Any = torch.autograd._unsafe_preserve_version_counter  # type: ignore[attr-defined]
+"""A context after which tensors count no write, where they end up as they were."""
+
+
 class Copies:
     """Contents with a copy of each.
 
@@ -70,8 +74,10 @@ class Copies:
     def put_back(self) -> None:
         """Write the copies into the same memory, which the same tensors hold again."""
         hold_all(self._tensors, self._storages, self._forms)
+        counted = tuple(t for t in self._tensors if not t.is_inference())
         if self._tensors:
-            with torch.no_grad():
+            # A graph that began before may hold them, and finds what it held.
+            with torch.no_grad(), unchanged(counted):
                 torch._foreach_copy_(self._tensors, self._copies)
         for array, copy in self._arrays:
             array[...] = copy

@@ -6,31 +6,22 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..landscape import Replay
+from ..landscape import HeadTap, Replay
 from .checks import forbid_forward
 from .contexts import scaled, without_graph
+from .head import Head
 from .inputs import Inputs, Loan
 from .losses import ExampleLosses, counted_share
 from .weighting import Weighting
-from .which import WhichPass, evaluating
+from .which import Pass, WhichPass, evaluating
 from .window import Batch, TrainerOps, Window
-
-
-@dataclass
-class Pass:
-    """The request of a pass to the `compute_loss` that it calls.
-
-    Attributes:
-        losses: a list that receives the per-example losses (B,), or None if they are not wanted.
-    """
-
-    losses: list[Tensor] | None = None
 
 
 class PassRunner:
@@ -49,7 +40,10 @@ class PassRunner:
         which: the pass that runs now; None outside of passes.
         weighting: the rule by which the losses of parts of a batch make up the loss of the whole.
         asked: whether the Trainer class has read, in a pass, which pass runs.
+        head: the output head of the model, for methods that stand behind it.
     """
+
+    head: Head
 
     def __init__(
         self,
@@ -98,11 +92,11 @@ class PassRunner:
 
     @contextmanager
     def _which(self, kind: str, number: int) -> Iterator[None]:
-        self.which = WhichPass(kind, number)
+        before, self.which = self.which, WhichPass(kind, number)
         try:
             yield
         finally:
-            self.which = None
+            self.which = before
 
     @property
     def logs(self) -> bool:
@@ -112,31 +106,46 @@ class PassRunner:
     # -- passes ---------------------------------------------------------------------------------
 
     def backward(
-        self, model: nn.Module, window: Window, batch: Batch, share: Any, with_losses: bool = False
+        self,
+        model: nn.Module,
+        window: Window,
+        batch: Batch,
+        share: Any,
+        with_losses: bool = False,
+        head: HeadTap | None = None,
     ) -> Any:
         """Run the Trainer class's own `training_step`, as `hf_sam.landscape.Backward` describes."""
         if batch.drawn:
             return self._backward_drawn(model, batch, window.num_items)
         self._pass = Pass([] if with_losses else None)
-        num_items = window.num_items
+        step = partial(self._step, batch, share, window.num_items)
         try:
-            with self._inputs.lend(batch.inputs) as inputs:
-                if batch.part:
-                    inputs = self.weighting.filled(inputs)
-                if batch.whole:  # Trainer scales a whole micro-batch itself
-                    loss = self._step(model, inputs, num_items)
-                else:
-                    with scaled(self._trainer, share):
-                        loss = self._step(model, inputs, self._items_of(batch, num_items))
-                    loss = (loss * share).to(loss)
+            loss = step(model) if head is None else self.head.backward(step, model, head)
             return (loss, self._losses_found()) if with_losses else loss
         finally:
             self._pass = None
 
-    def _step(self, model: nn.Module, inputs: Any, num_items: Any) -> Tensor:
-        """Run the Trainer class's `training_step`; only its `compute_loss` may run the model."""
-        with forbid_forward(self._trainer) if self._own_step else nullcontext():
-            return self._training_step(model, inputs, num_items)
+    def _step(
+        self, batch: Batch, share: Any, num_items: Any, model: nn.Module, inside: bool = False
+    ) -> Tensor:
+        """Run the Trainer class's `training_step`; only its `compute_loss` may run the model.
+
+        If it is called from inside of another one, it is no pass, and its log is not kept.
+        """
+        guard = self._own_step and not inside
+        with (
+            self._which("ascent", self._number) if inside else nullcontext(),
+            forbid_forward(self._trainer) if guard else nullcontext(),
+            nullcontext() if torch.is_grad_enabled() else without_graph(self.reentrant),
+            self._inputs.lend(batch.inputs) as inputs,
+        ):
+            if batch.part:
+                inputs = self.weighting.filled(inputs)
+            if batch.whole:  # Trainer scales a whole micro-batch itself
+                return self._training_step(model, inputs, num_items)
+            with scaled(self._trainer, share):
+                loss = self._training_step(model, inputs, self._items_of(batch, num_items))
+            return (loss * share).to(loss)
 
     def _losses_found(self) -> Tensor:
         """Return the per-example losses that the pass recorded."""

@@ -5,9 +5,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import NamedTuple
 
-from torch import nn
+from torch import Tensor, nn
 
 
 class WhichPass(NamedTuple):
@@ -26,6 +27,17 @@ class WhichPass(NamedTuple):
 
     kind: str
     number: int
+
+
+@dataclass
+class Pass:
+    """The request of a pass to the `compute_loss` that it calls.
+
+    Attributes:
+        losses: a list that receives the per-example losses (B,), or None if they are not wanted.
+    """
+
+    losses: list[Tensor] | None = None
 
 
 @contextmanager

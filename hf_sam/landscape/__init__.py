@@ -2,9 +2,10 @@
 """The loss of one update's data as a function of the weights, without a Trainer."""
 
 from .data import Data
+from .head import Cotangents, gradient_at_head
 from .landscape import Landscape
 from .layers import Layer, Pair
-from .protocol import Averaging, Backward, BatchOps, Engine
+from .protocol import Averaging, Backward, BatchOps, Engine, HeadOnly, HeadTap
 from .replay import RandomStates, Replay, Restore, Store
 from .rounding import ROUNDING, check_rounding
 from .snapshot import OFFLOAD
@@ -17,8 +18,11 @@ __all__ = [
     "Averaging",
     "Backward",
     "BatchOps",
+    "Cotangents",
     "Data",
     "Engine",
+    "HeadOnly",
+    "HeadTap",
     "Landscape",
     "Layer",
     "Masked",
@@ -31,4 +35,5 @@ __all__ = [
     "Support",
     "Update",
     "check_rounding",
+    "gradient_at_head",
 ]

@@ -15,7 +15,7 @@ from .data import Data
 from .layers import Layer
 from .passes import average_, on_present, run_pass
 from .perturbation import Perturbation
-from .protocol import Ascending, Averaging, Backward, Engine
+from .protocol import Ascending, Averaging, Backward, Engine, HeadTap
 from .readings import Standing
 from .rounding import check_rounding
 from .snapshot import check_offload
@@ -109,7 +109,14 @@ class Landscape(Context):
     def _over(self, update: Update, data: Data) -> None:
         self.update, self.data = update, data
         self._peeked: Vector | None = None
-        self._losses: list[Tensor] = []
+        self.losses: list[Tensor] = []
+        self._tap: HeadTap | None = None
+
+    def behind_head(self, tap: HeadTap) -> Landscape:
+        """Return the same Landscape, in each of whose passes a tap is behind the output head."""
+        tapped = Landscape.of(self.update, self.data)
+        tapped._tap = tap
+        return tapped
 
     def gradient(self, *, with_losses: bool = False) -> Vector:
         """Return the gradient where the weights stand now: one pass over all micro-batches.
@@ -118,8 +125,7 @@ class Landscape(Context):
         every later one.
 
         Args:
-            with_losses: whether to leave the per-example losses, a tensor (B,) per micro-batch, in
-                `losses`.
+            with_losses: whether `losses` becomes the per-example losses, (B,) per micro-batch.
         """
         return self._pass(self.data, with_losses=with_losses)
 
@@ -158,10 +164,7 @@ class Landscape(Context):
         return here.on(self.update.perturbable)
 
     def losses_here(self) -> list[Tensor]:
-        """Return the per-example losses where the weights stand now, (B,) per micro-batch.
-
-        This runs a forward pass without a graph.
-        """
+        """Return each micro-batch's losses (B,) where the weights stand, by a forward alone."""
         if self.update.per_example is None:
             raise ValueError("this Landscape has no `per_example`: pass batch -> losses (B,)")
         self._announce_pass()
@@ -189,14 +192,15 @@ class Landscape(Context):
             here, self._peeked = self._peeked, None
             return here
         self._announce_pass()
-        self._losses = []
+        self.losses = []
         return run_pass(
             self.update,
             data,
             whole=data is self.data,
             only=only,
             to_perturb=to_perturb,
-            losses=self._losses if with_losses else None,
+            losses=self.losses if with_losses else None,
+            head=self._tap,
         )
 
     def _announce_pass(self) -> None:
@@ -205,11 +209,6 @@ class Landscape(Context):
     def finish(self, update: Vector) -> Vector:
         """Return the update with `None` where the first pass had no gradient."""
         return on_present(self.update, update)
-
-    @property
-    def losses(self) -> list[Tensor]:
-        """The per-example losses of the last pass, (B,) per micro-batch, if they were wanted."""
-        return self._losses
 
     def mean_loss(self) -> Tensor:
         """Return the loss of the first pass, averaged over processes, as a `()` tensor."""

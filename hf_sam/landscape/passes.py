@@ -4,12 +4,13 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
+from typing import Any
 
 from torch import Tensor
 
 from ..vector import Selection, Vector
 from .data import Data
-from .protocol import Averaging
+from .protocol import Averaging, HeadTap
 from .update import Update
 
 
@@ -21,6 +22,7 @@ def run_pass(
     only: Selection | None = None,
     to_perturb: bool = False,
     losses: list[Tensor] | None = None,
+    head: HeadTap | None = None,
 ) -> Vector:
     """Return the gradient of the data's loss where the weights stand now, and read its loss.
 
@@ -32,13 +34,14 @@ def run_pass(
         to_perturb: whether the gradient is used for nothing but a perturbation, so that it may stay
             this process's own.
         losses: a list that receives the per-example losses, (B,) per micro-batch, if wanted.
+        head: what stands behind the output head, if anything.
     """
     engine, readings = update.engine, update.readings
     who = engine.averaging(update.averaging, to_perturb=to_perturb, partial=only is not None)
     for param in update.params:
         param.grad = None  # a gradient that an earlier update left is no part of this one
     with update.replay(), engine.passes(update.params, only):
-        loss = _backward(update, data, who, losses)
+        loss = _backward(update, data, who, losses, head)
         gradient = Vector(engine.take_grads(update.params), engine.placement)
     # Some engines compute all gradients whatever is asked for.
     gradient = gradient if only is None else gradient.on(only)
@@ -52,16 +55,24 @@ def run_pass(
     return gradient
 
 
-def _backward(update: Update, data: Data, who: Averaging, losses: list[Tensor] | None) -> Tensor:
+def _backward(
+    update: Update,
+    data: Data,
+    who: Averaging,
+    losses: list[Tensor] | None,
+    head: HeadTap | None,
+) -> Tensor:
     """Run forward and backward over all micro-batches; return the `()` loss."""
     total = None
-    flag = {} if losses is None else {"with_losses": True}
+    flags: dict[str, Any] = {} if losses is None else {"with_losses": True}
+    if head is not None:
+        flags["head"] = head
     together = who is Averaging.IN_BACKWARD
     for i, (batch, share) in enumerate(zip(data.batches, data.weights, strict=True)):
         # Processes communicate in the last backward only, when each has added up its gradients.
         talk = together and i == len(data.batches) - 1
         with nullcontext() if talk else update.engine.no_sync(own=not together):
-            loss = update.backward(batch, share, **flag)
+            loss = update.backward(batch, share, **flags)
         if losses is not None:
             loss, singles = loss
             losses.append(singles)

@@ -7,7 +7,7 @@ that nothing in `landscape`, `parts` or `methods` knows of a process group.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from enum import Enum
 from typing import Any, Protocol
@@ -25,11 +25,41 @@ class Backward(Protocol):
 
     It returns `share` times the batch's loss, detached, of shape `()`. With `with_losses=True` it
     returns a pair: that loss, and the per-example losses of the same forward, detached, of shape
-    (B,). The flag is passed only if it is true.
+    (B,). With `head=tap` it calls `tap(h, z, loss_of)` with the input and the output of the output
+    head, and goes on with the logits that this returns; see `HeadTap`. If the tap raises
+    `HeadOnly`, no backward is wanted. Flags are passed only where a method asks for them.
     """
 
-    def __call__(self, batch: Any, share: Any = 1.0, **with_losses: bool) -> Any:
+    def __call__(self, batch: Any, share: Any = 1.0, **flags: Any) -> Any:
         """Run forward and backward, as the class describes."""
+        ...
+
+
+LossOf = Callable[[Tensor], Tensor]
+"""A function of logits (..., V) that returns the `()` loss of a batch, times its share."""
+
+
+class HeadOnly(Exception):
+    """Raised by a `HeadTap` that has seen enough: the pass needs no backward."""
+
+
+class HeadTap(Protocol):
+    """Stands behind the output head in a pass, and says with which logits the pass goes on.
+
+    The output head is the linear layer that makes the logits, whatever computes its input.
+    """
+
+    def __call__(self, h: Tensor, z: Tensor, loss_of: LossOf) -> Tensor:
+        """Return the logits that take the place of the head's output.
+
+        Args:
+            h: the head's input, (..., d).
+            z: the head's output, (..., V).
+            loss_of: the rest of the pass as a function of the logits.
+
+        Raises:
+            HeadOnly: the rest of the pass is not needed.
+        """
         ...
 
 
@@ -90,6 +120,7 @@ class Engine:
 
     Attributes:
         local_ascent: whether each process keeps a gradient of its own if it only perturbs with it.
+        ranks: the number of processes.
         placement: how the parameters are spread over processes.
         replay: the object that makes later passes of an update repeat the first one.
         replicated: whether each process holds all weights, and the optimizer steps these.
@@ -97,6 +128,7 @@ class Engine:
 
     local_ascent: bool = False
     replicated: bool = True
+    ranks: int = 1
     placement: Placement = WHOLE
 
     def __init__(self, replay: Replay | None = None) -> None:

@@ -30,6 +30,7 @@ class Readings:
 
     Attributes:
         loss: the clean loss, `()`, which is the loss of the first pass; None before it.
+        latest: the loss of the last pass, `()`; None before the first one.
         present: the parameters that had a gradient in the first pass over all examples.
         values: `()` tensors for the log, by name.
         standing: the perturbations that are applied to the weights now, the outermost first.
@@ -37,6 +38,7 @@ class Readings:
 
     def __init__(self) -> None:
         self.loss: Tensor | None = None
+        self.latest: Tensor | None = None
         self.present: Selection | None = None
         self.values: dict[str, Tensor] = {}
         self.standing: list[Standing] = []
@@ -51,6 +53,7 @@ class Readings:
             whole: whether the pass looked at all examples, so that its loss may be compared.
             cosine: whether the inner product of step and gradient is wanted.
         """
+        self.latest = loss
         if self.loss is None:
             self.loss, self._comparable = loss, whole
         elif len(self.standing) == 1 and "perturbation_norm" not in self.values:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import skip_init
 
-from ..landscape import Data, Engine, Landscape, Layer, Pair, Progress, Replay, Update
+from ..landscape import Data, Engine, HeadTap, Landscape, Layer, Pair, Progress, Replay, Update
 from ..vector import Selection
 from .base import Method
 
@@ -39,6 +39,7 @@ class Asks:
         losses: whether it compares the losses of single examples.
         draws: whether it looks at training examples beyond the update's.
         layers: whether it works on the layers with low-rank adapters.
+        head: whether it stands behind the output head.
         starts_at_w: whether its first pass is the whole gradient at w.
         groups: how many groups of an update's examples it perturbs separately.
         passes: the mean number of backward passes per example of an update.
@@ -48,6 +49,7 @@ class Asks:
     losses: bool
     draws: bool
     layers: bool
+    head: bool
     starts_at_w: bool
     groups: int
     passes: float
@@ -72,6 +74,7 @@ def asks(method: Method, batches: int = 2) -> Asks:
         losses=any(notes.losses for notes in records),
         draws=any(notes.draws for notes in records),
         layers=any(notes.layers for notes in records),
+        head=any(notes.head for notes in records),
         starts_at_w=records[0].starts_at_w,
         groups=max(notes.groups for notes in records),
         passes=records[0].seen / (UPDATES * batches * EXAMPLES),
@@ -93,7 +96,7 @@ class Notes:
     """The requests that a method has made so far."""
 
     def __init__(self) -> None:
-        self.examples = self.losses = self.draws = self.layers = False
+        self.examples = self.losses = self.draws = self.layers = self.head = False
         self.starts_at_w = True
         self.groups = 1
         self.seen = 0
@@ -118,8 +121,18 @@ def _one_update(method: Method, notes: Notes, step: int, batches: int) -> None:
     base = skip_init(nn.Linear, 4, 3, bias=False).requires_grad_(False)
     nn.init.ones_(base.weight)
 
-    def backward(batch: Any, share: Any = 1.0, **flags: bool) -> Any:
-        notes.losses |= bool(flags)
+    def backward(
+        batch: Any,
+        share: Any = 1.0,
+        *,
+        with_losses: bool = False,
+        head: HeadTap | None = None,
+        **_: Any,
+    ) -> Any:
+        notes.losses |= with_losses
+        if head is not None:
+            notes.head, notes.starts_at_w = True, False
+            head(torch.ones(3, 2), torch.ones(3, 4), lambda logits: logits.square().sum())
         stage.seen += len(batch)
         for i, p in enumerate(params):
             # It depends on the weights and on the examples, so that no direction vanishes.
@@ -127,7 +140,7 @@ def _one_update(method: Method, notes: Notes, step: int, batches: int) -> None:
             p.grad = gradient if p.grad is None else p.grad + gradient
         # It falls, as a training's does, for schedules that wait for that.
         loss = (1 - step / UPDATES) * torch.ones(()) * share
-        return (loss, torch.ones(len(batch))) if flags else loss
+        return (loss, torch.ones(len(batch))) if with_losses else loss
 
     def per_example(batch: Sequence[int]) -> Tensor:
         notes.losses = True

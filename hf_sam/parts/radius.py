@@ -99,7 +99,12 @@ SCHEDULES: dict[str, type[RhoSchedule]] = {
 
 
 def to_length_(v: Vector, rho: Rho, norm: Tensor, at: Landscape) -> Vector:
-    """Scale v in place by rho / norm.
+    """Scale v in place by rho / norm, or by zero; see `factor`."""
+    return v.mul_(factor(rho, norm, at))
+
+
+def factor(rho: Rho, norm: Tensor, at: Landscape) -> Tensor:
+    """Return rho / norm, `()`.
 
     If the norm is zero or not finite, the factor is zero and the perturbation counts as skipped.
     """
@@ -107,7 +112,7 @@ def to_length_(v: Vector, rho: Rho, norm: Tensor, at: Landscape) -> Vector:
     ok = torch.isfinite(norm) & (norm > 0)
     at.skip(~ok)
     length = rho(at, norm) if isinstance(rho, RhoSchedule) else rho
-    return v.mul_(torch.where(ok, length / norm, torch.zeros_like(norm)))
+    return torch.where(ok, length / norm, torch.zeros_like(norm))
 
 
 @dataclass

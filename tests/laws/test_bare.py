@@ -158,8 +158,13 @@ def test_a_zero_gradient_means_no_perturbation(case: Case) -> None:
     bowl = bowl_for(case)
     before = copies(bowl)
 
-    def backward(batch: Any, share: float = 1.0, with_losses: bool = False) -> object:
+    def backward(
+        batch: Any, share: float = 1.0, with_losses: bool = False, head: Any = None
+    ) -> object:
         loss = sum((p * 0.0).sum() for p in bowl.params) * share
+        if head is not None:
+            logits = loss[None, None]  # type: ignore[index]
+            loss = head(logits, logits, lambda z: (z * 0.0).sum()).sum()
         loss.backward()
         losses = torch.zeros(len(batch[0]), dtype=torch.float64)
         return (loss.detach(), losses) if with_losses else loss.detach()

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 from hf_sam import METHODS, Landscape, Progress, Vector
-from hf_sam.landscape import Layer, Pair, Support
+from hf_sam.landscape import HeadTap, Layer, Pair, Support
 from tests.cases import CASES, Case
 
 VIEWS = {"view", "split", "split_with_sizes", "slice", "detach", "alias", "unbind"}
@@ -69,7 +69,12 @@ def adapted_base() -> tuple[list[nn.Parameter], list[Layer]]:
 def landscape(
     params: list[nn.Parameter], step: int, layers: list[Layer] | None = None
 ) -> Landscape:
-    def backward(batch: Tensor, share: Any = 1.0, with_losses: bool = False) -> Any:
+    def backward(
+        batch: Tensor, share: Any = 1.0, with_losses: bool = False, head: HeadTap | None = None
+    ) -> Any:
+        if head is not None:
+            h, z = torch.empty(4, 768, device="meta"), torch.empty(4, 2, device="meta")
+            head(h, z, torch.sum)
         with _disable_current_modes():  # what a pass does is not counted
             for p in params:
                 p.grad = torch.empty_like(p)
