@@ -93,6 +93,7 @@ def predicted(method: Method, batch: int) -> Work:
     special: dict[str, Callable[[Any], float]] = {
         "Plain": lambda m: 1,
         "BAR": lambda m: 1,
+        "HeadSAM": lambda m: 1,
         "BilateralSAM": lambda m: 2 + m.ascent_fraction,
         "LookSAM": lambda m: 1 + m.ascent_fraction / m.k,
         "SSSAM": lambda m: 1 + m.ascent_fraction * _mean_probability(m),

@@ -32,6 +32,9 @@ class Case:
         per_example: needs per-example losses.
         adapters: works on LoRA adapters, so it runs on the toys that have some.
         moves: moves weights itself, in proportion to the learning rate, beside its update.
+        one_pass: perturbs though it makes one pass.
+        head: stands behind the output head, whose gradient it holds where micro-batches share a
+            perturbation.
     """
 
     key: str
@@ -49,6 +52,8 @@ class Case:
     per_example: bool = False
     adapters: bool = False
     moves: bool = False
+    one_pass: bool = False
+    head: bool = False
 
     def toy(self, model: str) -> str:
         """Return the toy model on which the row runs where others run on `model`."""
@@ -149,7 +154,9 @@ CASES = [
         rho_zero={"mu": 0.0},
         adapters=True,
         moves=True,
+        one_pass=True,
     ),
+    Case("head_sam", passes=lambda step, total: 1, extra_p=0.0, one_pass=True, head=True),
 ]
 
 

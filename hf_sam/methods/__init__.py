@@ -9,6 +9,7 @@ from .composed import Composed as Composed
 from .esam import ESAM as ESAM
 from .friendly_sam import FriendlySAM as FriendlySAM
 from .gsam import GSAM as GSAM
+from .head_sam import HeadSAM as HeadSAM
 from .late_sam import LateSAM as LateSAM
 from .looksam import LookSAM as LookSAM
 from .msam import MSAM as MSAM
@@ -44,6 +45,7 @@ METHODS: dict[str, type[Method]] = {
     "gsam": GSAM,
     "vasso": VaSSO,
     "bar": BAR,
+    "head_sam": HeadSAM,
 }
 
 WRAPPERS = (Composed, PerGroup, When)

@@ -21,7 +21,7 @@ from torch.profiler import ProfilerActivity, profile, record_function
 from transformers import BertConfig, BertForSequenceClassification, Trainer
 
 from hf_sam import METHODS, Composed, Landscape, Method, Progress, Vector, sweeps
-from hf_sam.landscape import Layer, Pair, Support, perturbation
+from hf_sam.landscape import HeadTap, Layer, Pair, Support, perturbation
 from hf_sam.methods import rsam
 from hf_sam.parts.direction import Direction, chain
 from hf_sam.parts.masks import dynamic_mask
@@ -64,13 +64,23 @@ class Deep:
         """What each layer multiplies its inputs by."""
         return [functools.partial(torch.matmul, other=p) for p in self.params]
 
-    def losses(self, x: Tensor) -> Tensor:
-        for product in self.products():
+    def losses(self, x: Tensor, share: Any = 1.0, head: HeadTap | None = None) -> Tensor:
+        *trunk, last = self.products()
+        for product in trunk:
             x = torch.tanh(product(x))
-        return x.square().sum(1)
+        z = last(x)
+        if head is not None:
+            z = head(x, z, lambda z: torch.tanh(z).square().sum(1).mean() * share)
+        return torch.tanh(z).square().sum(1)
 
-    def backward(self, x: Tensor, share: Any = 1.0, with_losses: bool = False) -> Any:
-        losses = self.losses(x)
+    def backward(
+        self,
+        x: Tensor,
+        share: Any = 1.0,
+        with_losses: bool = False,
+        head: HeadTap | None = None,
+    ) -> Any:
+        losses = self.losses(x, share, head)
         loss = losses.mean() * share
         loss.backward()
         return (loss.detach(), losses.detach()) if with_losses else loss.detach()
@@ -184,6 +194,8 @@ def test_each_row_says_its_memory(
     stated = [case.extra_p] * total
     if case.mask_p is not None:
         stated[0] = case.mask_p + 1 / LAYERS  # scratch for a tensor
+    if case.head and batches > 1:
+        stated = [p + 1 / LAYERS for p in stated]
     assert all(a <= b + SLACK for a, b in zip(found, stated, strict=True)), found
     if batches == 1 and case.key != "esam":  # which perturbs some tensors by chance
         assert found[-1] == pytest.approx(case.extra_p, abs=SLACK)
