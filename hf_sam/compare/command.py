@@ -27,7 +27,7 @@ what price. The script is any that takes SAMTrainingArguments and evaluates its 
 its arguments come after --; glue and images are ours, as in `hf-sam glue`. Interrupted or killed,
 the same command goes on where it was.
 
-  hf-sam compare --methods none,looksam,sam:rho=0.01,when=after:0.7 --seeds 5 -- \\
+  hf-sam compare --methods none,tail_sam,sam:rho=0.01,when=after:0.7 --seeds 5 -- \\
       glue --model_name_or_path DIR --task_name mrpc --do_train --do_eval
 """
 METHODS = """\

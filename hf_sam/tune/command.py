@@ -27,7 +27,7 @@ SAMTrainingArguments, evaluates its last model, and takes --train_val_split SHAR
 on that share of its training set and leaves the validation set unread. Interrupted or killed, the
 same command goes on where it was; with a larger budget, too.
 
-  hf-sam tune --budget 30m --methods sam,looksam -- \\
+  hf-sam tune --budget 30m --methods sam,tail_sam -- \\
       glue_scripts/run_glue.py --model_name_or_path DIR --task_name mrpc --do_train --do_eval
 """
 METHODS = """\
