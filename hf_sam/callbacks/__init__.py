@@ -2,5 +2,6 @@
 """Callbacks that watch a training run and report on it."""
 
 from .memory import MemoryCallback
+from .sharpness import SharpnessCallback
 
-__all__ = ["MemoryCallback"]
+__all__ = ["MemoryCallback", "SharpnessCallback"]

@@ -23,7 +23,7 @@ from typing import Any
 
 from transformers import TrainerCallback, trainer
 
-from .fixed import FixedSharpness
+from ..callbacks.sharpness import FixedSharpness
 
 PACKAGES = ("torch", "transformers", "accelerate", "datasets", "hf-sam")
 PROGRESS_EVERY = 0.5

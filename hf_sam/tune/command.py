@@ -136,7 +136,7 @@ def _end(args: argparse.Namespace, search: Search, script: Sequence[str]) -> int
     path = args.output_dir / "best.json"
     path.write_text(json.dumps(chosen.arguments, indent=1) + "\n", encoding="utf-8")
     said = f"Best of {tried} on a part of the training set: {best.text}, {line['words']}."
-    print(said if gained else f"{said} So the plain Trainer is as good, and the cheapest.")
+    print(said if gained else f"{said} Nothing tells it from the plain Trainer, which costs least.")
     print(f"Arguments to copy: {flags(chosen.arguments)}")
     seeds = ",".join(str(search.seeds + seed) for seed in range(1, 6))
     check = f"hf-sam compare --methods none,{best.text} --seeds {seeds} -- {shlex.join(script)}"

@@ -179,7 +179,7 @@ class TestCommand:
         methods = ["--methods", "sam:rho=0.003", "--budget", "6runs", "--seeds", "3"]
         assert cli.main([*words, *methods, "--", SCRIPT, "--help_by", "0"]) == 0
         said = capsys.readouterr().out
-        assert "So the plain Trainer is as good, and the cheapest." in said
+        assert "Nothing tells it from the plain Trainer, which costs least." in said
         assert "Arguments to copy: --sam none\n" in said
 
     def test_a_script_without_a_split(
