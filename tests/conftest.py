@@ -5,6 +5,7 @@ import gc
 import logging
 import os
 import random
+import sys
 import tempfile
 
 # Before torch or transformers are imported: they read these once.
@@ -17,12 +18,16 @@ os.environ.update(
     TOKENIZERS_PARALLELISM="false",
 )
 
+from collections.abc import Iterator  # noqa: E402
 from pathlib import Path  # noqa: E402
+from typing import Any  # noqa: E402
 
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
 from hypothesis import settings  # noqa: E402
+
+from hf_sam.methods import Method, rehearsal  # noqa: E402
 
 torch.set_num_threads(1)
 settings.register_profile("hf_sam", deadline=None, derandomize=True)
@@ -54,10 +59,35 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.skip(reason=reason))
 
 
-def pytest_collection_finish() -> None:
+_frozen_at = 0
+
+
+def pytest_runtest_setup() -> None:
     """Lets the garbage collector pass over the libraries: every `train()` calls it, twice."""
-    gc.collect()
-    gc.freeze()
+    global _frozen_at
+    # Much of them is imported by the first trainings only.
+    if len(sys.modules) > _frozen_at + 20:
+        gc.collect()
+        gc.freeze()
+        _frozen_at = len(sys.modules)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _rehearse_once() -> Iterator[None]:
+    """Rehearses each method once: a rehearsal takes as long as a quarter of a tiny training."""
+    known: dict[Any, Any] = {}
+    rehearse = rehearsal._rehearse
+
+    def once(method: Method, batches: int) -> Any:
+        # By its classes and hyper-parameters, as a test may define another class of that name.
+        key = (*map(type, method.walk()), repr(method), batches)
+        if key not in known:
+            known[key] = rehearse(method, batches)
+        return known[key]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(rehearsal, "_rehearse", once)
+        yield
 
 
 @pytest.fixture(autouse=True)

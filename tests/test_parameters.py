@@ -309,6 +309,14 @@ def test_the_largest_share_of_the_groups_that_move() -> None:
     assert rates(lambda o: lr.LambdaLR(o, lambda step: 1.0), lrs=(0.0,)) == [0.0] * 8
 
 
+def test_an_optimizer_may_have_a_largest_rate_or_none() -> None:
+    """As torch-optimi's has."""
+    for largest, share in ((None, 1.0), (0.4, 0.25)):
+        weights = [torch.nn.Parameter(torch.zeros(1))]
+        optimizer = torch.optim.SGD([{"params": weights, "max_lr": largest}], lr=0.1)
+        assert RateShare(optimizer, None, 10)() == share
+
+
 def test_the_schedule_itself_is_left_alone() -> None:
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1)
     scheduler = lr.OneCycleLR(optimizer, max_lr=0.5, total_steps=10)

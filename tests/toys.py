@@ -3,7 +3,11 @@
 
 from __future__ import annotations
 
+import copy
+import functools
+import tempfile
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +22,7 @@ from transformers import (
     T5Config,
     T5ForConditionalGeneration,
     Trainer,
+    TrainerState,
     TrainingArguments,
     set_seed,
 )
@@ -42,7 +47,7 @@ def bert(dropout: float = 0.0) -> torch.nn.Module:
     config = BertConfig(
         vocab_size=50,
         hidden_size=16,
-        num_hidden_layers=2,
+        num_hidden_layers=1,
         num_attention_heads=2,
         intermediate_size=32,
         max_position_embeddings=32,
@@ -227,12 +232,56 @@ def train(folder: str | Path, *, resume: str | None = None, **settings: Any) -> 
     return trainer
 
 
+@dataclass(frozen=True)
+class Trained:
+    """What a training left: copies, so that one training can serve many tests.
+
+    Attributes:
+        folder: where it saved.
+        weights: of the model.
+        buffers: of the model.
+        optimizer: the optimizer's state.
+        method: the method's state.
+        random: the state of torch's generator.
+        state: Trainer's own, with the logs.
+    """
+
+    folder: str
+    weights: list[torch.Tensor]
+    buffers: list[torch.Tensor]
+    optimizer: dict[str, Any]
+    method: dict[str, Any]
+    random: torch.Tensor
+    state: TrainerState
+
+
+def as_left(trainer: Trainer) -> Trained:
+    """Return what a training that has just ended left."""
+    method = trainer._method.state_dict() if isinstance(trainer, SAMTrainer) else {}
+    return Trained(
+        folder=str(trainer.args.output_dir),
+        weights=weights(trainer),
+        buffers=[b.clone() for b in trainer.model.buffers()],
+        optimizer=copy.deepcopy(trainer.optimizer.state_dict()),
+        method=method,
+        random=torch.get_rng_state(),
+        state=trainer.state,
+    )
+
+
+@functools.cache
+def trained(**settings: Any) -> Trained:
+    """Train in a folder of its own, once per process for the same settings."""
+    with tempfile.TemporaryDirectory() as folder:
+        return as_left(train(folder, **settings))
+
+
 def weights(trainer: Trainer) -> list[torch.Tensor]:
     """Return copies of all weights."""
     return [p.detach().clone() for p in trainer.model.parameters()]
 
 
-def logged(trainer: Trainer, key: str = "loss") -> list[float]:
+def logged(trainer: Trainer | Trained, key: str = "loss") -> list[float]:
     """Return what was logged under a key."""
     return [entry[key] for entry in trainer.state.log_history if key in entry]
 
@@ -267,6 +316,9 @@ class Bowl:
         params: the trainable tensors: two matrices, a vector, and one that has a gradient only if
             `optional`.
         passes: forward-backward passes so far.
+        fail_at: the number of the pass that raises.
+        drop_bias_at: that of the pass without the vector, which then has no gradient.
+        zero_bias_at: that of the pass with zero times the vector, whose gradient is then zero.
     """
 
     def __init__(self, dtype: torch.dtype = torch.float64, optional: bool = True) -> None:
@@ -282,6 +334,7 @@ class Bowl:
         self.passes = 0
         self.fail_at: int | None = None
         self.drop_bias_at: int | None = None
+        self.zero_bias_at: int | None = None
 
     def batch(self, step: int, n: int = 6) -> tuple[torch.Tensor, torch.Tensor]:
         """Return inputs (n, 6) and targets (n, 3) of an update."""
@@ -299,8 +352,8 @@ class Bowl:
         x, y = batch
         hidden = self.hidden(x)
         out = hidden @ self.head_weight.T
-        if self.drop_bias_at is None or self.passes != self.drop_bias_at:
-            out = out + self.params[2]
+        if self.passes != self.drop_bias_at:
+            out = out + self.params[2] * float(self.passes != self.zero_bias_at)
 
         def losses_of(out: torch.Tensor) -> torch.Tensor:
             loss = (out - y).square().sum(1)

@@ -39,7 +39,7 @@ class RateShare:
         self._optimizer = optimizer
         rates = [_rates(optimizer.param_groups)]
         rates += [[float(g.get("initial_lr", g["lr"])) for g in optimizer.param_groups]]
-        rates += [[float(g.get("max_lr", 0.0)) for g in optimizer.param_groups]]  # OneCycleLR's
+        rates += [[float(g.get("max_lr") or 0.0) for g in optimizer.param_groups]]  # OneCycleLR's
         self._first, ahead = _ahead(optimizer, scheduler, total)
         self._peaks = [max(own) for own in zip(*rates, *ahead, strict=True)]
         self._total = total

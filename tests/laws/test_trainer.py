@@ -10,10 +10,21 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import Trainer, TrainerCallback
 
 from tests.cases import CASES, Case, name_of, rows
-from tests.toys import assert_equal, assert_same, examples, logged, make_trainer, train, weights
+from tests.toys import (
+    Trained,
+    as_left,
+    assert_equal,
+    assert_same,
+    examples,
+    logged,
+    train,
+    trained,
+    weights,
+)
 
 every_case = pytest.mark.parametrize("case", CASES, ids=str)
 
@@ -31,29 +42,40 @@ def as_arguments(case: Case, **more: Any) -> dict[str, Any]:
     return {"sam": case.key, "sam_rho": rho, "sam_options": options or None}
 
 
-class LrIsZero(TrainerCallback):
-    """Watches that nobody ever sees perturbed weights: with a learning rate of zero they never
-    move.
+class Watch(TrainerCallback):
+    """Watches that nobody ever sees perturbed weights: they move in the optimizer's step and
+    nowhere else, and that step is SGD's from where they were.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, moves: bool = False) -> None:
+        self.moves = moves  # before the optimizer does
         self.expected: list[torch.Tensor] | None = None
         self.seen: set[str] = set()
 
     def look(self, event: str, model: torch.nn.Module) -> None:
-        if self.expected is None:
-            self.expected = [p.detach().clone() for p in model.parameters()]
         self.seen.add(event)
+        assert self.expected is not None
         assert_equal([p.detach() for p in model.parameters()], self.expected)
 
     def on_step_begin(self, args, state, control, model=None, **_):
+        if self.expected is None:
+            self.expected = [p.detach().clone() for p in model.parameters()]
         self.look("step begin", model)
 
     def on_substep_end(self, args, state, control, model=None, **_):
         self.look("substep end", model)
 
-    def on_pre_optimizer_step(self, args, state, control, model=None, **_):
-        self.look("before the optimizer", model)
+    def on_pre_optimizer_step(self, args, state, control, model=None, optimizer=None, **_):
+        self.seen.add("before the optimizer")
+        if not self.moves:
+            self.look("before the optimizer", model)
+        rates = {p: group["lr"] for group in optimizer.param_groups for p in group["params"]}
+        self.expected = [p.detach().clone() for p in model.parameters()]
+        for p, expected in zip(model.parameters(), self.expected, strict=True):
+            if p.grad is not None:
+                before = optimizer.state[p].get("momentum_buffer")
+                moved = p.grad if before is None else before.mul(MOMENTUM).add(p.grad)
+                expected.add_(moved, alpha=-rates[p])
 
     def on_step_end(self, args, state, control, model=None, **_):
         self.look("step end", model)
@@ -63,42 +85,64 @@ class LrIsZero(TrainerCallback):
 
     def on_save(self, args, state, control, model=None, **_):
         self.look("save", model)
+        folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        found = load_file(next(folder.glob("*model.safetensors")))
+        held = {
+            n.replace(".modules_to_save", "").replace(".default", ""): p.detach()
+            for n, p in model.named_parameters()
+        }
+        saved = {n: t for n, t in found.items() if n in held}
+        assert len(saved) >= sum(p.requires_grad for p in model.parameters())
+        assert_same(saved, {n: held[n] for n in saved})
 
     def on_log(self, args, state, control, model=None, **_):
         self.look("log", model)
 
 
+EVENTS = {"step begin", "substep end", "before the optimizer", "step end"}
+EVENTS |= {"evaluate", "save", "log"}
+
+
+MOMENTUM = 0.9
+Watched = Callable[[Case, str], tuple[Trained, set[str], dict[str, Any]]]
+
+
+@pytest.fixture(scope="module")
+def watched(tmp_path_factory: pytest.TempPathFactory) -> Watched:
+    """One training for laws 1, 5 and 13: dropout, accumulation, evaluation and checkpoints.
+
+    It gives what the training left, the events that were watched, and the settings.
+    """
+    known: dict[tuple[str, str], Any] = {}
+
+    def get(case: Case, model: str) -> Any:
+        if (case.key, model) not in known:
+            settings = {
+                "model": model,
+                "dropout": 0.1,
+                "gradient_accumulation_steps": 2,
+                "per_device_train_batch_size": 4,
+                "max_steps": 8,
+                "data": examples(model, 52),
+                "optim": "sgd",
+                "optim_args": f"momentum={MOMENTUM}",
+                "eval_data": examples(model, 8),
+                **{"save_strategy": "steps", "save_steps": 4},
+                **{"eval_strategy": "steps", "eval_steps": 4},
+                **as_arguments(case),
+            }
+            folder, watch = tmp_path_factory.mktemp(f"{case}_{model}"), Watch(case.moves)
+            left = as_left(train(folder, callbacks=[watch], **settings))
+            known[case.key, model] = left, watch.seen, settings
+        return known[case.key, model]
+
+    return get
+
+
 @on("bert", "resnet", "lora")
-def test_nobody_sees_perturbed_weights(case: Case, model: str, tmp_path: Path) -> None:
-    """Laws 1 and 13: not callbacks, not evaluation, not saved files."""
-    watch = LrIsZero()
-    trainer = make_trainer(
-        tmp_path,
-        model=model,
-        dropout=0.1,
-        gradient_accumulation_steps=2,
-        per_device_train_batch_size=4,
-        max_steps=4,
-        learning_rate=0.0,
-        optim="sgd",
-        save_strategy="steps",
-        save_steps=2,
-        eval_strategy="steps",
-        eval_steps=2,
-        callbacks=[watch],
-        eval_data=examples(model, 8),
-        **as_arguments(case),
-    )
-    trainer.train()
-    assert {
-        "step begin",
-        "substep end",
-        "before the optimizer",
-        "step end",
-        "evaluate",
-        "save",
-        "log",
-    } <= watch.seen
+def test_nobody_sees_perturbed_weights(case: Case, model: str, watched: Watched) -> None:
+    """Laws 1 and 13: not callbacks, not evaluation, not saved files, not the optimizer."""
+    assert watched(case, model)[1] == EVENTS
 
 
 @on("bert", "resnet", "llama", "lora")
@@ -120,15 +164,14 @@ def test_rho_zero_is_the_plain_trainer(
             pytest.skip("batch norm sees other batches")
         # Adam's division would blow up the rounding of llama's loss, which is float32 inside.
         common |= {"dropout": 0.0, "dtype": torch.float64, "optim": "sgd"}
-    sam = train(tmp_path / "sam", **common, **as_arguments(case, **case.rho_zero))
-    state = torch.get_rng_state()
-    plain = train(tmp_path / "plain", **common, sam="none")
+    sam = as_left(train(tmp_path, **common, **as_arguments(case, **case.rho_zero)))
+    plain = trained(**common, sam="none")
     tolerance = 0.0 if case.rho_zero_exact else 1e-6
-    assert_equal(weights(sam), weights(plain), tolerance)
-    assert_equal(list(sam.model.buffers()), list(plain.model.buffers()))
+    assert_equal(sam.weights, plain.weights, tolerance)
+    assert_equal(sam.buffers, plain.buffers)
     if case.rho_zero_exact:
-        assert torch.equal(state, torch.get_rng_state()), "the dropout stream differs"
-        assert_same(sam.optimizer.state_dict(), plain.optimizer.state_dict())
+        assert torch.equal(sam.random, plain.random), "the dropout stream differs"
+        assert_same(sam.optimizer, plain.optimizer)
     if accumulation == 1 and case.rho_zero_exact:
         assert logged(sam) == logged(plain)
         assert logged(sam, "grad_norm") == logged(plain, "grad_norm")
@@ -148,23 +191,22 @@ def test_none_is_the_plain_trainer(model: str, tmp_path: Path) -> None:
 
 
 @on("bert", "llama", "smoothed")
-@pytest.mark.parametrize("optim", ["sgd", "adamw_torch"])
-def test_accumulation_is_invisible(case: Case, optim: str, model: str, tmp_path: Path) -> None:
+def test_accumulation_is_invisible(case: Case, model: str, tmp_path: Path) -> None:
     """Law 3: k micro-batches of b equal one batch of k b, with clipping active and a last,
     shorter window.
     """
     if case.batch_coupled:
         pytest.skip("the method draws or selects examples")
     smoothing = {"label_smoothing_factor": 0.1} if model == "smoothed" else {}
-    model = case.toy("bert") if model == "smoothed" else model
+    toy = case.toy("bert") if model == "smoothed" else model
     common = {
-        "model": model,
+        "model": toy,
         "dtype": torch.float64,
-        "optim": optim,
+        "optim": "sgd" if model == "smoothed" else "adamw_torch",
         "max_grad_norm": 0.05,
         "num_train_epochs": 2,
         "max_steps": -1,
-        "data": examples(model, 32),
+        "data": examples(toy, 32),
         **smoothing,
         **as_arguments(case),
     }
@@ -211,25 +253,16 @@ def test_a_custom_loss_that_ignores_the_count_is_divided(tmp_path: Path) -> None
 
 
 @on("bert", "lora")
-def test_resume_equals_uninterrupted(case: Case, model: str, tmp_path: Path) -> None:
+def test_resume_equals_uninterrupted(
+    case: Case, model: str, watched: Watched, tmp_path: Path
+) -> None:
     """Law 5: bit for bit from the middle of an epoch, with accumulation and dropout."""
-    common = {
-        "model": model,
-        "dropout": 0.1,
-        "gradient_accumulation_steps": 2,
-        "per_device_train_batch_size": 4,
-        "max_steps": 10,
-        "data": examples(model, 52),
-        "save_strategy": "steps",
-        "save_steps": 4,
-        **as_arguments(case),
-    }
-    whole = train(tmp_path, **common)
-    again = train(tmp_path / "again", resume=str(tmp_path / "checkpoint-4"), **common)
-    assert_equal(weights(whole), weights(again))
-    assert_same(whole.optimizer.state_dict(), again.optimizer.state_dict())
-    assert_same(whole._method.state_dict(), again._method.state_dict())
-    assert logged(whole)[4:] == logged(again)[-6:]
+    whole, _, settings = watched(case, model)
+    again = as_left(train(tmp_path, resume=f"{whole.folder}/checkpoint-4", **settings))
+    assert_equal(whole.weights, again.weights)
+    assert_same(whole.optimizer, again.optimizer)
+    assert_same(whole.method, again.method)
+    assert logged(whole)[4:] == logged(again)[-4:]
 
 
 @pytest.fixture(scope="module")
@@ -247,18 +280,23 @@ def checkpoints_of_none(tmp_path_factory: pytest.TempPathFactory) -> Callable[[s
 
 @every_case
 def test_checkpoints_go_from_method_to_none_and_back(
-    case: Case, checkpoints_of_none: Callable[[str], str], tmp_path: Path, caplog: Any
+    case: Case,
+    checkpoints_of_none: Callable[[str], str],
+    watched: Watched,
+    tmp_path: Path,
+    caplog: Any,
 ) -> None:
     """A checkpoint of one loads under the other, with one warning where state is lost."""
-    toy: dict[str, Any] = {"model": case.toy("bert")}
-    ours, before = toy | as_arguments(case), checkpoints_of_none(case.toy("bert"))
-    train(tmp_path, max_steps=2, save_strategy="steps", save_steps=2, **ours)
+    toy = case.toy("bert")
+    whole, _, settings = watched(case, toy)
+    to_none = {**settings, "max_steps": 5, "sam": "none", "sam_rho": None, "sam_options": None}
+    before = checkpoints_of_none(toy)
     caplog.clear()
-    train(tmp_path / "a", resume=str(tmp_path / "checkpoint-2"), max_steps=3, sam="none", **toy)
+    train(tmp_path / "a", resume=f"{whole.folder}/checkpoint-4", **to_none)
     lost = int(case.stateful)
     assert len([r for r in caplog.records if "was saved with" in r.getMessage()]) == lost
     caplog.clear()
-    train(tmp_path / "b", resume=before, max_steps=3, **ours)
+    train(tmp_path / "b", resume=before, max_steps=3, model=toy, **as_arguments(case))
     assert len([r for r in caplog.records if "saved with Plain" in r.getMessage()]) == 0
     said = [r for r in caplog.records if "holds no state of a SAM method" in r.getMessage()]
     assert len(said) == lost
