@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,12 @@ from benchmarks.costs import Cost, costs
 from benchmarks.glue import metric_of
 from benchmarks.markdown import MB, markdown, spread, where
 from benchmarks.radius import NONE, lines
+from hf_sam import METHODS
+from hf_sam.host.card import MEASURED
 
 Result = dict[str, Any]
+SHOWN = "methods-minilm-mrpc"
+"""The result that model cards show."""
 
 INTRODUCTION = """\
 # Benchmarks
@@ -340,6 +345,24 @@ def read_results(folder: Path) -> dict[str, Result]:
     return {path.stem: machine.read(path) for path in sorted(folder.glob("*.json"))}
 
 
+def measured(result: Result) -> str:
+    """Return, as JSON, what a model card says of the methods that were measured."""
+    plain, *others = costs(result).items()
+    assert plain[0] == "none"
+    found = {
+        key: {
+            "time": f"{cost.ratio:.2f}",
+            "memory": None
+            if cost.extra is None
+            else f"{cost.extra / result['parameter_bytes']:.2f}",
+        }
+        for key, cost in others
+        if key in METHODS
+    }
+    where = f"MiniLM on {result['task'].upper()}, {result['hardware']['cpu']}"
+    return json.dumps({"setting": {"where": where}, "methods": found}, indent=1) + "\n"
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Write the page and its pictures."""
     from benchmarks import figures
@@ -359,6 +382,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     for task in tasks_with_curves(glue):
         figures.draw_scores([r for r in glue if r["task"] == task], folder / f"glue-{task}.png")
     figures.draw_cells(read_results(folder / "cells"), folder)
+    if folder == machine.RESULTS:
+        MEASURED.write_text(measured(results[SHOWN]), encoding="utf-8")
     page = folder.parent / "README.md"
     page.write_text(page_of(folder), encoding="utf-8")
     print(f"wrote {page}")

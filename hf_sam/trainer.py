@@ -14,7 +14,7 @@ from transformers import Trainer, TrainingArguments
 from . import __version__
 from .arguments import build_method, check_order, main_method, option
 from .engine.choice import check_engine, check_optimizer, check_processes
-from .host.card import add_section, write_with_tag
+from .host.card import add_section, write_with_tags
 from .host.checks import base_overrides_step, check_host, refuse_step_in_front
 from .host.passes import PassRunner
 from .host.which import WhichPass
@@ -256,15 +256,15 @@ class SAMMixin(TrainerBase):
             self._run.save(output_dir)
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
-        """Write the card as the Trainer class does, with a tag and a section about the method."""
+        """Write the card as the Trainer class does, with tags and a section about the method."""
         base = super().create_model_card
         if isinstance(self._method, Plain):
             base(*args, **kwargs)
             return
-        write_with_tag(base, *args, **kwargs)
+        config, kind = self.sam_config, type(main_method(self._method)[1])
+        write_with_tags(base, config["sam"], *args, **kwargs)
         if self.is_world_process_zero():
-            paper = main_method(self._method)[1].paper
-            add_section(str(self.args.output_dir), __version__, paper, self.sam_config)
+            add_section(self.args.output_dir, __version__, kind, config, self.state.log_history)
 
     @property
     def sam_config(self) -> dict[str, Any]:

@@ -285,31 +285,6 @@ def test_save_only_model(tmp_path: Path) -> None:
     assert_equal([p.detach() for p in loaded.parameters()], weights(sam))
 
 
-@pytest.mark.parametrize(
-    ("choice", "words"),
-    [
-        ({"sam": "asam", "sam_rho": 0.3}, ("ASAM", "0.3", "hf_sam")),
-        ({"sam": "sam", "sam_when": "after:0.5"}, ("SAM", "after:0.5", "hf_sam")),
-    ],
-)
-def test_model_cards_name_the_method(tmp_path: Path, choice: dict, words: tuple[str, ...]) -> None:
-    trainer = build(tmp_path, arguments=choice | {"push_to_hub": False, "max_steps": 2})
-    trainer.train()
-    trainer.create_model_card(tags=["mine"])
-    card = (tmp_path / "README.md").read_text()
-    assert "mine" in card.split("---")[1]
-    assert "hf_sam" in card.split("---")[1]
-    for word in words:
-        assert word in card
-
-
-def test_the_card_of_a_plain_fine_tune_does_not_claim_sam(tmp_path: Path) -> None:
-    trainer = build(tmp_path, arguments={"sam": "none", "max_steps": 1})
-    trainer.train()
-    trainer.create_model_card()
-    assert "sharpness-aware" not in (tmp_path / "README.md").read_text().lower()
-
-
 @pytest.mark.filterwarnings("ignore:.*pin_memory.*no accelerator:UserWarning")
 def test_loading_and_cache_settings_change_nothing(tmp_path: Path, monkeypatch: Any) -> None:
     """Worker processes, pinned memory, and a cache that is emptied where it was asked for."""
