@@ -33,8 +33,9 @@ the same command goes on where it was.
 METHODS = """\
 methods with their options, separated by commas: none,looksam,sam:rho=0.01,when=after:0.7. What has
 = before any : is one more option of the method before it: a sam_* argument without its prefix, an
-option of the method, or any other training argument (none:neftune_noise_alpha=5); --NAME=VALUE is
-an argument of the script's own. none, with the same other arguments, is what each is compared with
+option of the method, or any other training argument; --NAME=VALUE is an argument of the script's
+own. none, with the same other arguments, is what each is compared with. Free rivals are rows, too:
+none:ema=0.99 (averaged weights), none:neftune_noise_alpha=5, none:num_train_epochs=3
 """
 REPORT = """\
 Report on finished runs: folders that run_glue.py or run_image_classification.py wrote as their
@@ -171,7 +172,7 @@ def _checking(display: Display, metric: str | None) -> Watch:
     def watch(running: Sequence[Running], ended: Sequence[Running]) -> None:
         display(running, ended)
         for job in (run.job for run in ended if run.job.finished):
-            choose_metric([recorded(job.folder, job.row.name, job.row.others)], metric)
+            choose_metric([recorded(job.folder, job.row.name, job.row.setting)], metric)
 
     return watch
 
@@ -179,7 +180,7 @@ def _checking(display: Display, metric: str | None) -> Watch:
 def _end(args: argparse.Namespace, planned: list[Job], failed: list[Job], screen: Console) -> int:
     from .runs import recorded
 
-    runs = [recorded(j.folder, j.row.name, j.row.others) for j in planned if j.finished]
+    runs = [recorded(j.folder, j.row.name, j.row.setting) for j in planned if j.finished]
     missing = [job.name for job in planned if not job.finished]
     if not runs:
         first = failed[0]

@@ -20,6 +20,9 @@ from typing import Any
 
 from .rows import OURS, Row
 
+AVERAGE = "--compare_ema"
+"""Not the script's: the process of a run takes it, and averages the weights."""
+
 WEIGHTS = ("*.safetensors", "*.bin", "*.pt", "*.pth", "checkpoint-*")
 """What a finished run need not keep."""
 PATIENCE = 5.0
@@ -95,7 +98,8 @@ def _job(row: Row, seed: int, script: Sequence[str], folder: Path) -> Job:
     own = {"sam_track_memory": "true"} | row.arguments
     own |= {"seed": str(seed), "output_dir": str(place / "output")}
     flags = [word for name, value in own.items() for word in (f"--{name}", str(value))]
-    return Job(row, seed, place, (*script, *flags))
+    averaged = () if row.ema is None else (AVERAGE, row.ema)
+    return Job(row, seed, place, (*script, *flags, *averaged))
 
 
 def slug(text: str) -> str:
@@ -144,7 +148,7 @@ def remember(folder: Path, jobs: Sequence[Job], script: Sequence[str]) -> None:
             "folder": str(job.folder.relative_to(folder)),
             "name": job.name,
             "method": job.row.name,
-            "setting": job.row.others,
+            "setting": job.row.setting,
             "seed": job.seed,
         }
         for job in jobs

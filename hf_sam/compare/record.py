@@ -23,7 +23,9 @@ from typing import Any
 
 from transformers import TrainerCallback, trainer
 
+from ..callbacks.averaging import AveragingCallback
 from ..callbacks.sharpness import FixedSharpness
+from .jobs import AVERAGE
 
 PACKAGES = ("torch", "transformers", "accelerate", "datasets", "hf-sam")
 PROGRESS_EVERY = 0.5
@@ -206,6 +208,9 @@ def main(argv: Sequence[str]) -> None:
     Recorder.folder, Recorder.examples = Path(folder), int(examples)
     callbacks: list[Any] = trainer.DEFAULT_CALLBACKS
     callbacks.append(Recorder)
+    if words[-2:-1] == [AVERAGE]:
+        callbacks.append(AveragingCallback(float(words[-1])))
+        words = words[:-2]
     try:
         run(script, words)
     except SystemExit as end:  # `sys.exit(main())` is a good end, too

@@ -13,6 +13,8 @@ from ..parts.base import nearest
 NONE = "none"
 OURS = ("seed", "output_dir", "sam", "sam_track_memory", "load_best_model_at_end")
 """Arguments that the comparison sets itself, or that would spoil it."""
+EMA = "ema"
+"""The option of a row whose weights are averaged over the updates: `none:ema=0.99`."""
 FORM = "write for example none,looksam,sam:rho=0.01,when=after:0.7"
 
 
@@ -26,6 +28,9 @@ class Row:
         sam: `sam_*` argument -> value.
         options: what goes into `sam_options`.
         others: other argument -> value; rows in which these differ have a `none` of their own.
+        ema: decay of the average of the weights, None for none.
+        rival: whether it is the plain Trainer with other arguments that no method has, such as
+            NEFTune or fewer epochs: it is compared with `none` as a method is.
     """
 
     text: str
@@ -33,6 +38,18 @@ class Row:
     sam: dict[str, str] = field(default_factory=dict)
     options: dict[str, str] = field(default_factory=dict)
     others: dict[str, str] = field(default_factory=dict)
+    ema: str | None = None
+    rival: bool = False
+
+    @property
+    def plain(self) -> bool:
+        """Whether it is the plain Trainer, perhaps with other arguments."""
+        return self.method == NONE and self.ema is None
+
+    @property
+    def setting(self) -> dict[str, str]:
+        """The arguments that a row has in common with what it is compared with."""
+        return {} if self.rival else self.others
 
     @property
     def arguments(self) -> dict[str, str]:
@@ -45,7 +62,8 @@ class Row:
     @property
     def name(self) -> str:
         """The method with its own options, without the arguments that are not the method's."""
-        return label(self.method, self.sam, self.options)
+        own = self.options if self.ema is None else self.options | {EMA: self.ema}
+        return self.text if self.rival else label(self.method, self.sam, own)
 
 
 def label(method: str, sam: Mapping[str, Any], options: Mapping[str, Any]) -> str:
@@ -76,8 +94,16 @@ def parse_rows(text: str) -> list[Row]:
             _add(rows, option)
     for row in rows:
         _check(row)
+    _find_rivals(rows)
     _check_all(rows)
     return rows
+
+
+def _find_rivals(rows: list[Row]) -> None:
+    shared = [row.others for row in rows if not row.plain]
+    if any(row.plain and not row.others for row in rows):
+        for row in rows:
+            row.rival = row.plain and bool(row.others) and row.others not in shared
 
 
 def _known(method: str) -> str:
@@ -114,14 +140,16 @@ def _place(row: Row, name: str, value: str) -> None:
     others = [f.name for f in fields(SAMTrainingArguments)]
     if name.removeprefix("--") in OURS or f"sam_{plain}" in OURS:
         raise ValueError(f"--methods: {name!r} of {row.text!r} is set by the comparison itself")
-    if plain in shared and not name.startswith("--"):
+    if name == EMA:
+        row.ema = value
+    elif plain in shared and not name.startswith("--"):
         row.sam[f"sam_{plain}"] = value
     elif plain in own and not name.startswith("--"):
         row.options[plain] = value
     elif plain in others or name.startswith("--"):
         row.others[name.removeprefix("--")] = value
     else:
-        known = [*own, *shared]
+        known = [*own, *shared, EMA]
         raise ValueError(
             f"--methods: {row.method!r} has no option {name!r}; it has "
             f"{', '.join(dict.fromkeys(known))}, and takes every training argument"
@@ -133,11 +161,20 @@ def _check(row: Row) -> None:
     """Build the method, so that a value that is not allowed is found before anything runs."""
     from ..arguments import build_method
 
+    if row.ema is not None and not _is_share(row.ema):
+        raise ValueError(f"--methods: {row.text}: ema={row.ema} is not between 0 and 1")
     values: dict[str, Any] = {k: v for k, v in row.arguments.items() if k.startswith("sam")}
     try:
         build_method(SimpleNamespace(**values))
     except ValueError as error:
         raise ValueError(f"--methods: {row.text}: {error}") from None
+
+
+def _is_share(text: str) -> bool:
+    try:
+        return 0 < float(text) < 1
+    except ValueError:
+        return False
 
 
 def _check_all(rows: list[Row]) -> None:
@@ -146,7 +183,7 @@ def _check_all(rows: list[Row]) -> None:
         if texts.count(text) > 1:
             raise ValueError(f"--methods: {text!r} is there twice")
     for row in rows:
-        if not any(other.name == NONE and other.others == row.others for other in rows):
+        if not any(other.plain and other.others == row.others for other in rows):
             given = ",".join(f"{k}={v}" for k, v in row.others.items())
             wanted = f"{NONE}:{given}" if given else NONE
             raise ValueError(

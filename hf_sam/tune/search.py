@@ -196,7 +196,7 @@ class Search:
     def results(self, row: Row) -> list[Run]:
         """Return the finished runs of a candidate, by seed."""
         jobs = [self.job(row, seed) for seed in range(1, self.seeds + 1)]
-        return [recorded(j.folder, row.name, row.others) for j in jobs if j.finished]
+        return [recorded(j.folder, row.name, row.setting) for j in jobs if j.finished]
 
     def gain(self, row: Row, seeds: int) -> float:
         """Return the mean gain over the plain Trainer in the first so many seeds."""

@@ -31,10 +31,11 @@ def candidates(methods: str, seed: int = 0) -> list[Row]:
     heads = [word.strip().partition(":")[0] for word in methods.split(",")]
     rows = parse_rows(methods if NONE in heads else f"{NONE},{methods}")
     for row in rows:
-        if row.others:
+        if row.others or (row.method == NONE and not row.plain):
+            name = next(iter(row.others), "ema")
             raise ValueError(
-                f"--methods: {row.text}: {next(iter(row.others))} is no option of the method, and "
-                "would change what it is compared with: give it after --, for all of them"
+                f"--methods: {row.text}: {name} is no option of the method, and would change "
+                "what it is compared with: give it after --, for all of them"
             )
     plain, *others = sorted(rows, key=lambda row: row.text != NONE)
     texts = [text for row in others for text in _combinations(row)]

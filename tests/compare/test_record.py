@@ -146,3 +146,15 @@ def test_a_torch_built_for_a_gpu_that_is_not_there(monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr(torch.accelerator, "current_accelerator", current)
     assert "accelerator" not in record.hardware()
+
+
+def test_averaged_weights_are_what_is_scored(tmp_path: Path) -> None:
+    """The script does not see the comparison's own words, and its last model is the average."""
+    plain = run(tmp_path / "plain", "--sam", "none", examples=0)
+    mean = run(tmp_path / "mean", "--sam", "none", record.AVERAGE, "0.9", examples=0)
+    assert record.AVERAGE not in mean["command"]
+    losses = [[e["loss"] for e in found["log"] if "loss" in e] for found in (plain, mean)]
+    assert losses[0] == losses[1]
+    assert plain["metrics"]["eval_loss"] != mean["metrics"]["eval_loss"]
+    ends = [weights(tmp_path / name) for name in ("plain", "mean")]
+    assert any(not torch.equal(ends[0][key], ends[1][key]) for key in ends[0])

@@ -43,9 +43,29 @@ def test_other_arguments_make_a_row_of_their_own_setting() -> None:
     assert [row.name for row in rows] == ["none", "none", "sam:rho=0.01", "none", "sam"]
 
 
+def test_rivals_are_compared_with_none_as_methods_are() -> None:
+    """Unless a method has the same other arguments: then it is what that one is compared with."""
+    text = "none,none:ema=0.99,none:num_train_epochs=3,none:bf16=true,sam:bf16=true,sam:ema=0.9"
+    none, ema, fewer, half, sam, averaged = parse_rows(text)
+    assert [row.name for row in (none, ema, fewer)] == [
+        "none",
+        "none:ema=0.99",
+        "none:num_train_epochs=3",
+    ]
+    assert ema.setting == fewer.setting == averaged.setting == {}
+    assert fewer.arguments == {"sam": "none", "num_train_epochs": "3"}
+    assert ema.arguments == {"sam": "none"} and ema.ema == "0.99"
+    assert (half.name, half.setting) == ("none", {"bf16": "true"})
+    assert (sam.name, sam.setting) == ("sam", {"bf16": "true"})
+    assert (averaged.name, averaged.ema) == ("sam:ema=0.9", "0.9")
+    assert parse_rows("none:bf16=true,sam:bf16=true")[0].rival is False
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
+        ("none,none:ema=1.5", "ema=1.5 is not between 0 and 1"),
+        ("none:ema=0.9,sam", "add 'none'"),
         ("none,lookasm", "'lookasm' is not a method; .*did you mean 'looksam'"),
         ("none,sam:roh=0.1", "'sam' has no option 'roh'; .*did you mean 'rho'"),
         ("none,sam:rho=-1", "sam:rho=-1: "),
