@@ -94,6 +94,7 @@ def predicted(method: Method, batch: int) -> Work:
         "Plain": lambda m: 1,
         "BAR": lambda m: 1,
         "HeadSAM": lambda m: 1,
+        "BiLoRA": lambda m: 1,
         "BilateralSAM": lambda m: 2 + m.ascent_fraction,
         "LookSAM": lambda m: 1 + m.ascent_fraction / m.k,
         "SSSAM": lambda m: 1 + m.ascent_fraction * _mean_probability(m),

@@ -157,6 +157,16 @@ CASES = [
         one_pass=True,
     ),
     Case("head_sam", passes=lambda step, total: 1, extra_p=0.0, one_pass=True, head=True),
+    Case(
+        "bi_lora",
+        passes=lambda step, total: 1,
+        options={"rank": 2},
+        extra_p=4.0,
+        launches=2000,
+        stateful=True,
+        adapters=True,
+        one_pass=True,
+    ),
 ]
 
 

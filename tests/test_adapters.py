@@ -9,11 +9,25 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from transformers import Trainer
 
-from hf_sam import METHODS
+from hf_sam import BAR, METHODS, BiLoRA, Landscape, Progress, Vector
+from hf_sam.engine.accelerated import AcceleratedEngine
 from hf_sam.host.adapters import layers_of
+from hf_sam.landscape import Layer, Pair
+from hf_sam.landscape.layers import is_changed
+from hf_sam.vector import WHOLE
 from tests.cases import CASES, Case
-from tests.toys import MODELS, bert, make_trainer, train
+from tests.toys import (
+    MODELS,
+    AdaptedBowl,
+    Bowl,
+    bert,
+    examples,
+    logged,
+    make_trainer,
+    train,
+)
 
 peft = pytest.importorskip("peft")
 
@@ -140,15 +154,93 @@ def test_the_toys_have_adapters() -> None:
         assert layers_of(model, trained(model))
 
 
+@every_adapter_case
+def test_evaluation_is_that_of_the_saved_adapter(case: Case, tmp_path: Path) -> None:
+    """Neither a second adapter nor noise is there, once it is not zero."""
+    more = {"eval_strategy": "steps", "eval_steps": 4, "max_steps": 4, "dropout": 0.1}
+    data = examples("bert", 16)
+    trainer = train(tmp_path, model="lora", eval_data=data, **settings(case, **more))
+    assert logged(trainer, "sam/perturbation_norm")[-1] > 0
+    assert not any(is_changed(layer) for layer in layers_of(trainer.model, trained(trainer.model)))
+    trainer.save_model(str(tmp_path / "saved"))
+    again = peft.PeftModel.from_pretrained(bert(0.1), tmp_path / "saved")
+    plain = make_trainer(tmp_path, built=again, cls=Trainer, eval_data=data)
+    assert logged(trainer, "eval_loss") == [plain.evaluate()["eval_loss"]]
+
+
+class Scalar:
+    """W0 = 0 with the adapter b a = 1 on f = (W - 2)^2 / 2, for bare Landscapes."""
+
+    def __init__(self, b: float = 1.0, a: float = 1.0) -> None:
+        self.base = nn.Linear(1, 1, bias=False, dtype=torch.float64)
+        nn.init.zeros_(self.base.weight.requires_grad_(False))
+        self.b, self.a = (nn.Parameter(torch.tensor([[v]], dtype=torch.float64)) for v in (b, a))
+
+    def backward(self, batch: Any, share: float = 1.0) -> Tensor:
+        one = torch.ones(1, 1, dtype=torch.float64)
+        loss = (self.base(one) + self.b @ self.a - 2).square().sum() / 2
+        loss.backward()
+        return loss.detach()
+
+    def layers(self) -> list[Layer]:
+        return [Layer("layer", self.base, [Pair(a=1, b=0)])]
+
+    def at(self, step: int = 0, total: int = 10, rate: float = 0.1) -> Landscape:
+        progress = Progress(step, total, learning_rate=rate)
+        more: dict[str, Any] = {"layers": self.layers, "progress": progress}
+        return Landscape([self.b, self.a], [0], self.backward, **more)
+
+
+class TestBiLoRA:
+    def test_by_hand(self) -> None:
+        """G = 1 + 0.01 - 2 = -0.99: b, a go down to 1.099, and b2, a2 = 0.1 up to 0.0901."""
+        toy, method = Scalar(), BiLoRA(rho=1.0, rank=1, rule="sgd")
+        second = [torch.full((1, 1), 0.1, dtype=torch.float64) for _ in range(2)]
+        method.state["second"] = Vector(second)
+        update = method(toy.at())
+        assert [float(u) for u in update if u is not None] == pytest.approx([-0.99] * 2, abs=1e-12)
+        descended = [p.item() - 0.1 * float(u) for p, u in zip((toy.b, toy.a), update, strict=True)]
+        assert descended == pytest.approx([1.099] * 2, abs=1e-12)
+        assert [t.item() for t in second] == pytest.approx([0.0901] * 2, abs=1e-12)
+
+    def test_one_clip_for_all_layers(self) -> None:
+        """Lengths of 3 and 4 are 5 together: at rho = 0.05 every factor shrinks by 0.1."""
+        draw = torch.Generator().manual_seed(0)
+        shapes = [(2, 5), (4, 2)] * 2
+        params = [nn.Parameter(torch.randn(s, generator=draw).double()) for s in shapes]
+        with torch.no_grad():
+            for i, size in ((0, 3.0), (2, 4.0)):
+                params[i] *= size / (2 * params[i + 1] @ params[i]).norm()
+        layers = [Layer(f"{i}", nn.Linear(5, 4), [Pair(i, i + 1, 2.0)]) for i in (0, 2)]
+        second, at = Vector([p.detach().clone() for p in params]), Landscape(params, [0], None)
+        assert float(BiLoRA(rho=0.05).clip(at, layers, second)) == pytest.approx(0.05)
+        for t, p in zip(second, params, strict=True):
+            torch.testing.assert_close(t, 0.1 * p.detach(), atol=1e-12, rtol=0)
+
+    def test_a_new_layer_begins_anew(self, tmp_path: Path) -> None:
+        """The second adapters of the others stay, and Adam's averages start over."""
+        toy, method = AdaptedBowl(), BiLoRA(rank=2)
+        progress = Progress(1, 8, learning_rate=0.1)
+        for step in range(3):
+            method(toy.landscape(step, progress=progress))
+        before = [t.clone() for t in method.state["second"][:2]]
+        assert method.state["count"] == 3
+        method.realign([0, 1, 2, 3, None, None], WHOLE)
+        assert method.state["second"][4] is None
+        toy.params += [nn.Parameter(torch.ones(2, 6)), nn.Parameter(torch.zeros(4, 2))]
+        more = Layer("other", nn.Linear(6, 4), [Pair(a=4, b=5)])
+        where = {"layers": lambda: [*toy.layers(), more], "names": None, "progress": progress}
+        second = method.second(toy.landscape(3, **where), where["layers"]())
+        assert all(torch.equal(a, b) for a, b in zip(second[:2], before, strict=True))
+        assert second[4].shape == (2, 6) and not second[5].any() and "count" not in method.state
+
+
 class TestBAR:
     """x = B = 2 and y = A = 0.5, f = (x y - 2)^2 / 2, at a learning rate of 0.1."""
 
     @staticmethod
     def step(x: float, y: float, g: tuple[float, float], **options: Any) -> list[float]:
         """Return B and A after BAR and a step of gradient descent; g are given gradients."""
-        from hf_sam import BAR, Landscape, Progress
-        from hf_sam.landscape import Layer, Pair
-
         b, a = (nn.Parameter(torch.tensor([[v]], dtype=torch.float64)) for v in (x, y))
 
         def backward(batch: Any, share: float = 1.0) -> Tensor:
@@ -188,9 +280,6 @@ class TestBAR:
             train(tmp_path, sam="bar", model="lora", **more)
 
     def test_a_loop_without_a_learning_rate_is_told(self) -> None:
-        from hf_sam import BAR, Progress
-        from tests.toys import AdaptedBowl, Bowl
-
         with pytest.raises(ValueError, match=r"Progress\(learning_rate=\.\.\.\)"):
             BAR()(AdaptedBowl().landscape(progress=Progress()))
         with pytest.raises(ValueError, match="has no `layers`"):
@@ -199,8 +288,6 @@ class TestBAR:
 
 def test_a_sharding_engine_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It shares out the factors, or the optimizer's copy of them."""
-    from hf_sam.engine.accelerated import AcceleratedEngine
-
     monkeypatch.setattr(AcceleratedEngine, "replicated", False)
     trainer = make_trainer(tmp_path, model="lora", sam="bar")
     with pytest.raises(NotImplementedError, match="BAR does not work under FSDP2.*use DDP"):

@@ -133,6 +133,7 @@ class Run:
     ) -> None:
         self.bowl = Bowl() if case is None else bowl_for(case)
         self.stays = case is None or not case.moves
+        self.adapters = case is not None and case.adapters
         self.passes: list[int] = []
         self.perturbed: list[bool] = []
         self.sizes: list[float] = []
@@ -162,7 +163,9 @@ class Run:
         assert bool(torch.isfinite(at.mean_loss()))
         if self.perturbed[-1]:
             self.sizes.append(float(at.readings["perturbation_norm"]))
-            assert (self.sizes[-1] == 0) == bool(at.readings["skipped"])
+            skipped = bool(at.readings["skipped"])
+            # A second adapter begins at zero.
+            assert (self.sizes[-1] == 0) == skipped or self.adapters
         with torch.no_grad():
             for p, u in zip(bowl.params, update, strict=True):
                 if u is not None:

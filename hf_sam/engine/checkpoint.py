@@ -162,8 +162,10 @@ def _load(
     state: dict[str, StateValue] = dict(saved["numbers"])
     for key in saved["vectors"]:
         saved_entries = [tensors.pop(f"{key}{SEPARATOR}{name}", None) for name in names]
+        # Copied, because tensors of a file may lie in memory otherwise than others, and then the
+        # products of matrices are rounded otherwise.
         entries = (
-            None if t is None else t.to(p.device)
+            None if t is None else t.to(p.device, copy=True)
             for t, p in zip(saved_entries, params, strict=True)
         )
         state[key] = Vector(entries, engine.placement)

@@ -4,7 +4,7 @@
 from .data import Data
 from .head import Cotangents, gradient_at_head
 from .landscape import Landscape
-from .layers import Layer, Pair
+from .layers import Layer, Pair, changed
 from .protocol import Averaging, Backward, BatchOps, Engine, HeadOnly, HeadTap
 from .replay import RandomStates, Replay, Restore, Store
 from .rounding import ROUNDING, check_rounding
@@ -34,6 +34,7 @@ __all__ = [
     "Store",
     "Support",
     "Update",
+    "changed",
     "check_rounding",
     "gradient_at_head",
 ]

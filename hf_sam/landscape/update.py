@@ -204,6 +204,19 @@ class Context:
             )
         return rate
 
+    def take_own(self, own: Vector) -> Vector:
+        """Take the gradients that the last pass left in tensors of the method's own.
+
+        They are averaged over processes and unscaled, as those of the parameters are.
+        """
+        engine, places = self.update.engine, own.present
+        leaves = [t for t in own if t is not None]
+        found: Numbers = [None] * len(own)
+        grads = engine.average_gradients_(leaves, engine.take_grads(leaves))
+        for i, grad in zip(places, grads, strict=True):
+            found[i] = grad
+        return Vector(found, own.placement)
+
     def scale_(self, factors: Numbers) -> None:
         """Multiply parameters by `()` factors in place; None leaves a parameter alone.
 

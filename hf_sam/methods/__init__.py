@@ -4,6 +4,7 @@
 from .asam import ASAM as ASAM
 from .bar import BAR as BAR
 from .base import Method as Method
+from .bi_lora import BiLoRA as BiLoRA
 from .bilateral_sam import BilateralSAM as BilateralSAM
 from .composed import Composed as Composed
 from .esam import ESAM as ESAM
@@ -46,6 +47,7 @@ METHODS: dict[str, type[Method]] = {
     "vasso": VaSSO,
     "bar": BAR,
     "head_sam": HeadSAM,
+    "bi_lora": BiLoRA,
 }
 
 WRAPPERS = (Composed, PerGroup, When)

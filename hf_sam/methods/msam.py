@@ -43,17 +43,17 @@ class PerGroup(Method):
     def __post_init__(self) -> None:
         """Refuse a method with state, and one that changes layers once per update."""
         super().__post_init__()
-        if asks(self.method).layers:
-            raise ValueError(
-                f"{type(self.method).__name__} works on the adapters once per update, not once for "
-                "each group of its examples: use sam_accumulation='window'"
-            )
         keepers = sorted({type(p).__name__ for p in self.method.walk() if p.stateful})
         if keepers:
             raise ValueError(
                 f"{', '.join(keepers)} carries state from update to update, and groups of one "
                 "update would each move it: use a method without state per group, or "
                 "sam_accumulation='window'"
+            )
+        if asks(self.method).layers:
+            raise ValueError(
+                f"{type(self.method).__name__} works on the adapters once per update, not once for "
+                "each group of its examples: use sam_accumulation='window'"
             )
 
     def update(self, at: Landscape) -> Vector:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.utils import skip_init
 
 from ..landscape import Data, Engine, HeadTap, Landscape, Layer, Pair, Progress, Replay, Update
+from ..landscape.layers import is_changed
 from ..vector import Selection
 from .base import Method
 
@@ -116,10 +117,11 @@ def _rehearse(method: Method, batches: int) -> Notes:
 
 def _one_update(method: Method, notes: Notes, step: int, batches: int) -> None:
     params = [torch.ones(2, 4), torch.ones(2), torch.ones(3, 2)]
-    stage = Stage(notes, params, batches)
     # It is not initialised, because that would draw from torch's own generator.
     base = skip_init(nn.Linear, 4, 3, bias=False).requires_grad_(False)
     nn.init.ones_(base.weight)
+    layer = Layer("layer", base, [Pair(a=0, b=2)])
+    stage = Stage(notes, params, batches, layer)
 
     def backward(
         batch: Any,
@@ -148,7 +150,7 @@ def _one_update(method: Method, notes: Notes, step: int, batches: int) -> None:
 
     def layers() -> list[Layer]:
         notes.layers = True
-        return [Layer("layer", base, [Pair(a=0, b=2)])]
+        return [layer]
 
     def sample(n: int, generator: torch.Generator) -> list[Any]:
         notes.draws = True
@@ -224,9 +226,10 @@ class Stage(Engine):
         groups: the number of groups of examples in this update.
     """
 
-    def __init__(self, notes: Notes, params: Sequence[Tensor], batches: int) -> None:
+    def __init__(self, notes: Notes, params: Sequence[Tensor], batches: int, layer: Layer) -> None:
         super().__init__(ToyReplay(self))
         self._notes, self._params, self._all = notes, params, batches * EXAMPLES
+        self._layer = layer
         self._first = True
         self.seen, self.groups = 0, 1
         self.other_data = False
@@ -241,7 +244,8 @@ class Stage(Engine):
             return
         first, self._first = self._first, False
         before = self.seen
-        at_w = all(bool((p == 1).all()) for p in self._params)  # the toy's weights are all 1
+        # The toy's weights are all 1.
+        at_w = all(bool((p == 1).all()) for p in self._params) and not is_changed(self._layer)
         yield
         if first:
             self._notes.starts_at_w &= at_w and only is None and self.seen - before == self._all

@@ -34,6 +34,8 @@ from tests.toys import examples, make_trainer
 WIDTH = 128
 LAYERS = 16
 SLACK = 0.02
+SAME_RANK = {"rank": WIDTH // 4}
+"""Of a second adapter, so that it is as large as the first one."""
 Peaks = dict[str, int]
 
 
@@ -109,10 +111,10 @@ class Deep:
 
 
 class DeepAdapted(Deep):
-    """The same chain, frozen, with an adapter of rank WIDTH / 2 on each matrix: as many weights."""
+    """The same chain, frozen, with an adapter of a quarter of its rank on each matrix."""
 
     def __init__(self) -> None:
-        super().__init__([(WIDTH // 2, WIDTH), (WIDTH, WIDTH // 2)] * LAYERS)
+        super().__init__([(WIDTH // 4, WIDTH), (WIDTH, WIDTH // 4)] * LAYERS)
         self.bases = [nn.Linear(WIDTH, WIDTH, bias=False) for _ in range(LAYERS)]
         for base in self.bases:
             base.requires_grad_(False)
@@ -190,8 +192,9 @@ def test_each_row_says_its_memory(
     """At most what its row says, and not much less; accumulation adds nothing to it."""
     monkeypatch.setattr(rsam, "normal", draw_in_torch)
     total = {"looksam": 6, "late_sam": 4}.get(case.key, 2)  # up to a second refresh, to the start
-    toy = DeepAdapted if case.adapters else Deep
-    found = extra(METHODS[case.key](**case.options), total, batches, toy)
+    toy, options = (DeepAdapted, SAME_RANK) if case.adapters else (Deep, {})
+    options = {k: options.get(k, v) for k, v in case.options.items()}
+    found = extra(METHODS[case.key](**options), total, batches, toy)
     stated = [case.extra_p] * total
     if case.mask_p is not None:
         stated[0] = case.mask_p + 1 / LAYERS  # scratch for a tensor

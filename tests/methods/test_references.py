@@ -49,6 +49,7 @@ class Written:
     names = ("first.weight", "second.weight", "second.bias")
     shapes: Sequence[tuple[int, ...]] = ((4, 6), (3, 4), (3,))
     pairs: Sequence[tuple[slice, slice, float]] = ()
+    base = np.zeros((0, 0))
 
     def pieces(self) -> list[tuple[str, slice, tuple[int, ...]]]:
         """The toy's used tensors, one after the other in a flat vector."""
@@ -77,6 +78,12 @@ class Written:
         """The flat gradient at w from those of both layers."""
         return np.concatenate([a.ravel(), b.ravel(), c])
 
+    def changed(self, x: Any, y: Any, w: Any, added: Any) -> tuple[np.ndarray, np.ndarray]:
+        """The flat gradient, and that of the first layer, to whose weight a matrix is added."""
+        a, b, c = self.layers(w)
+        found = self.of_layers(x, y, a + added, b, c)
+        return self.flat(w, *found), found[0]
+
     def losses_of(self, x: np.ndarray, y: np.ndarray) -> Flat:
         def losses(w: np.ndarray) -> np.ndarray:
             a, b, c = self.layers(w)
@@ -92,13 +99,13 @@ class WrittenAdapted(Written):
     shapes = ((2, 6), (4, 2), (3,))
 
     def __init__(self, bowl: AdaptedBowl) -> None:
-        self.w, self.second = bowl.base.weight.detach().numpy(), bowl.second.numpy()
+        self.base, self.second = bowl.base.weight.detach().numpy(), bowl.second.numpy()
         places = [place for _, place, _ in self.pieces()]
         self.pairs = [(places[0], places[1], bowl.SCALE)]
 
     def layers(self, w: np.ndarray) -> list[np.ndarray]:
         a, b, c = self.cut(w)
-        return [self.w + self.pairs[0][2] * b @ a, self.second, c]
+        return [self.base + self.pairs[0][2] * b @ a, self.second, c]
 
     def flat(self, w: np.ndarray, a: np.ndarray, b: np.ndarray, c: np.ndarray) -> np.ndarray:
         mine, scale = self.cut(w), self.pairs[0][2]
@@ -146,6 +153,8 @@ def slow(key: str, options: dict[str, Any], optim: str, where: list[bool]) -> np
             idle=bowl.params[3].detach().numpy().ravel(),
             rate=lr * lr_ratio(step),
             pairs=toy.pairs,
+            layer=lambda w, added, x=x, y=y: toy.changed(x, y, w, added),
+            base=toy.base,
         )
         w.grad = torch.from_numpy(method(question))
         optimizer.step()

@@ -30,6 +30,9 @@ class Question:
         other: of a training example beyond the update's, the gradient at any flat weights.
         rate: the learning rate.
         pairs: of each adapter, the places of A and B in the flat vector, and the scale.
+        layer: of the layer with an adapter, the flat gradient and that of the layer's whole weight,
+            where a matrix is added to this weight.
+        base: the layer's frozen weight.
         idle: weights of a last tensor, behind the others, that never has a gradient.
     """
 
@@ -47,4 +50,6 @@ class Question:
     other: Callable[[int], Gradient] | None = None
     rate: float = 0.0
     pairs: Sequence[tuple[slice, slice, float]] = ()
+    layer: Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]] | None = None
+    base: np.ndarray = field(default_factory=lambda: np.zeros((0, 0)))
     idle: np.ndarray = field(default_factory=lambda: np.zeros(0))
