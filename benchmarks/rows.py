@@ -94,6 +94,8 @@ def predicted(method: Method, batch: int) -> Work:
         "Plain": lambda m: 1,
         "BAR": lambda m: 1,
         "HeadSAM": lambda m: 1,
+        "MomentumSAM": lambda m: 1,
+        "PreviousSAM": lambda m: 1,
         "BiLoRA": lambda m: 1,
         "BilateralSAM": lambda m: 2 + m.ascent_fraction,
         "LookSAM": lambda m: 1 + m.ascent_fraction / m.k,
@@ -128,6 +130,8 @@ LIMITS = {
     "bilateral_sam": 3.1,
     "late_sam": 1.35,
     "tail_sam": 1.09,
+    "momentum_sam": 1.04,
+    "previous_sam": 1.04,
 }
 """Seconds per update relative to `none` that a method should not exceed, where that is not 5 %
 above what its definition implies."""

@@ -30,6 +30,7 @@ class Case:
         batch_coupled: draws or selects examples, so accumulation is visible (law 3).
         stateful: carries state from update to update.
         per_example: needs per-example losses.
+        earlier: perturbs along what its earlier updates found, so that its first one is plain.
         adapters: works on LoRA adapters, so it runs on the toys that have some.
         moves: moves weights itself, in proportion to the learning rate, beside its update.
         one_pass: perturbs though it makes one pass.
@@ -50,6 +51,7 @@ class Case:
     batch_coupled: bool = False
     stateful: bool = False
     per_example: bool = False
+    earlier: bool = False
     adapters: bool = False
     moves: bool = False
     one_pass: bool = False
@@ -138,6 +140,23 @@ CASES = [
         passes=lambda step, total: 2 if step else 1,
         rho_zero={"rho": 0.0, "fraction": 1.0},
         batch_coupled=True,
+    ),
+    Case(
+        "momentum_sam",
+        passes=lambda step, total: 1,
+        extra_p=2.0,
+        launches=132,
+        stateful=True,
+        one_pass=True,
+        earlier=True,
+    ),
+    Case(
+        "previous_sam",
+        passes=lambda step, total: 1,
+        launches=132,
+        stateful=True,
+        one_pass=True,
+        earlier=True,
     ),
     Case(
         "gsam",

@@ -151,6 +151,7 @@ class Landscape(Context):
         here = self._pass(
             self.data if fraction == 1.0 else self.data.beginnings(fraction),
             only=None if method.needs_here or chosen.everything else chosen,
+            ascent=True,
             to_perturb=method.local_ascent,
             with_losses=with_losses,
         )
@@ -177,15 +178,8 @@ class Landscape(Context):
             self._peeked = self.gradient()
         return self._peeked
 
-    def _pass(
-        self,
-        data: Data,
-        *,
-        only: Selection | None = None,
-        to_perturb: bool = False,
-        with_losses: bool = False,
-    ) -> Vector:
-        """Run one pass, or return the gradient that `peek` has computed."""
+    def _pass(self, data: Data, *, with_losses: bool = False, **how: Any) -> Vector:
+        """Run one pass, or return the gradient that `peek` has computed; `how` is `run_pass`'s."""
         # It is the gradient at w of all examples, so it answers no other question.
         same = data is self.data and not with_losses and not self.update.readings.standing
         if self._peeked is not None and same:
@@ -197,10 +191,9 @@ class Landscape(Context):
             self.update,
             data,
             whole=data is self.data,
-            only=only,
-            to_perturb=to_perturb,
             losses=self.losses if with_losses else None,
             head=self._tap,
+            **how,
         )
 
     def _announce_pass(self) -> None:

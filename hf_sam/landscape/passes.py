@@ -20,6 +20,7 @@ def run_pass(
     *,
     whole: bool = True,
     only: Selection | None = None,
+    ascent: bool = False,
     to_perturb: bool = False,
     losses: list[Tensor] | None = None,
     head: HeadTap | None = None,
@@ -31,8 +32,9 @@ def run_pass(
         data: the data of the pass.
         whole: whether this is all of the update's data.
         only: mask of the parameters whose gradient is computed, which saves the work of the others.
-        to_perturb: whether the gradient is used for nothing but a perturbation, so that it may stay
-            this process's own.
+        ascent: whether the gradient is the one along which a method perturbs.
+        to_perturb: whether that gradient is used for nothing but a perturbation, so that it may
+            stay this process's own.
         losses: a list that receives the per-example losses, (B,) per micro-batch, if wanted.
         head: what stands behind the output head, if anything.
     """
@@ -51,7 +53,7 @@ def run_pass(
     if readings.present is None and only is None and whole and who is not Averaging.NEVER:
         readings.present = gradient.selection
     gradient = on_present(update, gradient)
-    readings.of_pass(loss, gradient, whole=whole, cosine=update.cosine)
+    readings.of_pass(loss, gradient, whole=whole, ascent=ascent, cosine=update.cosine)
     return gradient
 
 

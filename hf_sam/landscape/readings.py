@@ -44,26 +44,34 @@ class Readings:
         self.standing: list[Standing] = []
         self._comparable = True
 
-    def of_pass(self, loss: Tensor, gradient: Vector, *, whole: bool, cosine: bool) -> None:
+    def of_pass(
+        self, loss: Tensor, gradient: Vector, *, whole: bool, ascent: bool, cosine: bool
+    ) -> None:
         """Read the clean loss from the first pass, and log values from the first perturbed one.
+
+        A method may have one pass only, at a perturbed point. Its loss is then the one there, and
+        there is no sharpness.
 
         Args:
             loss: the loss of the pass, `()`.
             gradient: the gradient of the pass.
             whole: whether the pass looked at all examples, so that its loss may be compared.
+            ascent: whether the gradient is the one along which a method perturbs.
             cosine: whether the inner product of step and gradient is wanted.
         """
         self.latest = loss
-        if self.loss is None:
+        first = self.loss is None
+        if first:
             self.loss, self._comparable = loss, whole
-        elif len(self.standing) == 1 and "perturbation_norm" not in self.values:
-            perturbation, length = self.standing[0]
-            self.values["perturbation_norm"] = length
-            if self._comparable:  # a clean loss of part of the batch cannot be subtracted
-                self.values.setdefault("sharpness", loss - self.loss)
-            if cosine:
-                # The product is measured as the weights return and pass through the cache anyway.
-                perturbation.along = gradient
+        if len(self.standing) != 1 or "perturbation_norm" in self.values or (first and ascent):
+            return
+        perturbation, length = self.standing[0]
+        self.values["perturbation_norm"] = length
+        if not first and self._comparable:  # the loss of a part of the batch cannot be subtracted
+            self.values.setdefault("sharpness", loss - self.loss)  # type: ignore[operator]
+        if cosine:
+            # The product is measured as the weights return and pass through the cache anyway.
+            perturbation.along = gradient
 
     def of_return(self, perturbation: Perturbation, placement: Placement) -> None:
         """Read the cosine between the step that was taken and the gradient there."""

@@ -13,9 +13,11 @@ from .gsam import GSAM as GSAM
 from .head_sam import HeadSAM as HeadSAM
 from .late_sam import LateSAM as LateSAM
 from .looksam import LookSAM as LookSAM
+from .momentum_sam import MomentumSAM as MomentumSAM
 from .msam import MSAM as MSAM
 from .msam import PerGroup as PerGroup
 from .plain import Plain as Plain
+from .previous_sam import PreviousSAM as PreviousSAM
 from .rehearsal import asks as asks
 from .rsam import RSAM as RSAM
 from .sam import SAM as SAM
@@ -43,6 +45,8 @@ METHODS: dict[str, type[Method]] = {
     "bilateral_sam": BilateralSAM,
     "late_sam": LateSAM,
     "tail_sam": TailSAM,
+    "momentum_sam": MomentumSAM,
+    "previous_sam": PreviousSAM,
     "gsam": GSAM,
     "vasso": VaSSO,
     "bar": BAR,

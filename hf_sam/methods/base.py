@@ -3,11 +3,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import ClassVar
 
 from ..landscape import Landscape
 from ..parts.base import Part
+from ..parts.radius import Rho, radius
 from ..parts.when import Schedule
 from ..vector import Vector
 
@@ -46,7 +48,17 @@ class Method(Part):
 
         An entry is `None` if the gradient at w is `None`.
         """
-        return at.finish(self.update(at))
+        update = at.finish(self.update(at))
+        for part in self._parts():
+            part.note(at, update)
+        return update
+
+    def _parts(self) -> Iterator[Part]:
+        """Yield this method and its parts, without those of methods inside it."""
+        yield self
+        for _, child in self.children():
+            if not isinstance(child, Method):  # which looks at its own updates itself
+                yield from child.walk()
 
     def update(self, at: Landscape) -> Vector:
         """Return the update for this Landscape."""
@@ -89,3 +101,30 @@ class Perturbing(Method):
         kw_only=True,
         metadata={"help": "share of the batch for the ascent", "low": 0.01, "high": 1.0},
     )
+
+
+@dataclass
+class OnePass(Method):
+    """A method that knows its perturbation before its only pass, from the updates before.
+
+    Attributes:
+        rho: radius, weight-space L2 norm, or a schedule for it.
+    """
+
+    passes = "1"
+    needs_here = False
+    pretrained_rho = 0.01
+
+    rho: Rho = field(default=0.05, metadata={"help": "radius, weight-space L2 norm", "low": 0.0})
+
+    def update(self, at: Landscape) -> Vector:
+        """Return the gradient at w + eps, or at w in the first update."""
+        along = self.along(at)
+        if along is None:
+            return at.gradient()
+        with at.perturbed(radius(self.rho)(along, at)):
+            return at.gradient()
+
+    def along(self, at: Landscape) -> Vector | None:
+        """Return the direction of the perturbation; None if there is none yet."""
+        raise NotImplementedError

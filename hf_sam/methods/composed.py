@@ -51,7 +51,10 @@ class Composed(Perturbing):
 
     def update(self, at: Landscape) -> Vector:
         """Return the combination of both gradients."""
-        here = at.ascent(self)
+        if self.ascent.needs_gradient or self.needs_here:
+            here = at.ascent(self)
+        else:  # a direction from earlier updates, which costs no pass
+            here = at.weights().on([False] * len(at.params))
         finish = self.combine(here)  # takes what it needs of here before eps consumes it
         eps = self.ascent(at.perturbable(here), at)
         del here  # frees the tensors that eps has left out

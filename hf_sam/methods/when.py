@@ -49,9 +49,7 @@ class When(Method):
 
     def update(self, at: Landscape) -> Vector:
         """Return the update of the method that the schedule picks."""
-        update = self.method(at) if self.schedule(at) else self.otherwise(at)
-        self.schedule.note(at)
-        return update
+        return self.method(at) if self.schedule(at) else self.otherwise(at)
 
     @property
     def when(self) -> Schedule:

@@ -10,6 +10,7 @@ from .combine import Combine, rescaled, there_only
 from .direction import Direction, average, chain, minus_average
 from .masks import Mask, dynamic_mask, fisher_mask
 from .radius import RhoSchedule, adaptive_radius, budget, cosine, layer_radius, lr, radius
+from .stale import momentum, previous
 from .when import (
     Planned,
     Schedule,
@@ -54,7 +55,9 @@ __all__ = [
     "learning",
     "lr",
     "minus_average",
+    "momentum",
     "piecewise",
+    "previous",
     "radius",
     "rescaled",
     "there_only",

@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
+from ..landscape import Landscape
 from ..vector import Placement, StateValue, Vector
 
 
@@ -129,6 +130,14 @@ class Part:
             if isinstance(value, Vector):
                 entries = (None if i is None else value[i] for i in places)
                 self.state[key] = Vector(entries, placement)
+
+    def note(self, at: Landscape, update: Vector) -> None:
+        """Look at an update that is done; only parts that look back to it need this.
+
+        Args:
+            at: the Landscape of the update.
+            update: the gradient that the optimizer will get. It must not be changed.
+        """
 
     def describe(self) -> dict[str, Any]:
         """Return the name and the fields in a form that JSON can hold."""

@@ -24,7 +24,12 @@ class Direction(Part):
     """A part of the ascent: `direction(v, at)` returns the next direction, in v's storage.
 
     Subclasses implement `apply_(v, at)`, which owns v and may overwrite it.
+
+    Class attributes:
+        needs_gradient: whether the direction depends on v, so that a pass has to compute it.
     """
+
+    needs_gradient = True
 
     def __call__(self, v: Vector, at: Landscape) -> Vector:
         """Return the direction that follows from v. It consumes v, so use the result instead."""
@@ -44,6 +49,11 @@ class chain(Direction):
 
     def __init__(self, *parts: Direction) -> None:
         self.parts = parts
+
+    @property
+    def needs_gradient(self) -> bool:  # type: ignore[override]
+        """Whether no part replaces v by a direction that does not depend on it."""
+        return all(part.needs_gradient for part in self.parts)
 
     def apply_(self, v: Vector, at: Landscape) -> Vector:
         """Return the direction that follows from v after all parts."""

@@ -7,6 +7,7 @@ import math
 from dataclasses import dataclass, field
 
 from ..landscape import Landscape
+from ..vector import Vector
 from .schedule import SHARE, Schedule
 
 
@@ -73,7 +74,7 @@ class learning(Schedule):
         limit = self.share * self.state.number("first", 0.0)
         return self.state.number("count", 0) >= FIRST and self.state.number("mean", 0.0) < limit
 
-    def note(self, at: Landscape) -> None:
+    def note(self, at: Landscape, update: Vector) -> None:
         """Keep the loss of this update."""
         self.state["last"] = at.mean_loss()
 

@@ -30,9 +30,6 @@ class Schedule(Part):
         """Return whether this update is perturbed."""
         raise NotImplementedError
 
-    def note(self, at: Landscape) -> None:
-        """Look at an update that is done, picked or not; only schedules that look back need it."""
-
     def ever(self, run: Iterable[Progress]) -> bool:
         """Return whether any of these updates can be picked.
 

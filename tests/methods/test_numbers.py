@@ -15,6 +15,7 @@ from hf_sam import (
     FriendlySAM,
     LateSAM,
     LookSAM,
+    MomentumSAM,
     Plain,
     Progress,
     StableSAM,
@@ -93,6 +94,20 @@ class TestSAM:
         at = q.at()
         close(SAM(0.05)(at)[0], [0.0, 0.0])
         assert bool(at.readings["skipped"])
+
+
+def test_momentum_sam_beside_sgd_with_momentum() -> None:
+    """The paper's rule v <- mu v + g, w <- w - eta v, from both sides at once."""
+    q = Quadratic()
+    optimizer = torch.optim.SGD(q.params, lr=0.01, momentum=0.9)
+    method, path = MomentumSAM(rho=0.05), []
+    for step in range(3):
+        q.params[0].grad = method(q.at(step))[0]
+        optimizer.step()
+        path.append(q.w)
+    close(path[0], [0.99, 0.45])
+    close(path[1], [0.9711980581, 0.3649029034])
+    close(path[2], [0.9446722016, 0.2567074763])
 
 
 class TestASAM:

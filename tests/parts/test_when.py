@@ -259,7 +259,7 @@ class TestLearning:
         found = []
         for at in map(Loss, losses):
             found.append(gate(at))
-            gate.note(at)
+            gate.note(at, Vector([]))
         return found
 
     def test_the_worked_example(self) -> None:
