@@ -34,7 +34,7 @@ from .host.storing import useless
 from .host.window import Window, check_cuttable, check_drawable, data_of, draw
 from .landscape import Landscape, Progress, RandomStates, Replay, Store, Update, check_rounding
 from .landscape.perturbation import refuse_complex
-from .methods import Method, asks
+from .methods import Method, Plain, asks
 from .parts.where import check_patterns, choose
 
 logger = logging.getLogger(__name__)
@@ -182,6 +182,9 @@ class Run:
             check_drawable(loader, name)
         if wanted.losses and not self._passes.own_losses:
             check_losses(trainer, name)
+        main = main_method(self.method)[1]
+        used = not (main.needs_here or wanted.losses or wanted.head or isinstance(main, Plain))
+        self._passes.ascent.check(name, used=used)
         if wanted.head:
             self._passes.head = head_of(trainer, self.method, name, self.engine.replay)
         if wanted.examples:
@@ -243,6 +246,7 @@ class Run:
             engine=self.engine,
             rounding=option(trainer.args, "sam_rounding"),
             offload=option(trainer.args, "sam_offload"),
+            two_losses=self._passes.ascent.given,
             cosine=self.means.want_cosine(trainer.state.global_step),
             on_phase=self._announce,
         )

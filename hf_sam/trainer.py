@@ -15,7 +15,7 @@ from . import __version__
 from .arguments import build_method, check_order, main_method, option
 from .engine.choice import check_engine, check_optimizer, check_processes
 from .host.card import add_section, write_with_tags
-from .host.checks import base_overrides_step, check_host, refuse_step_in_front
+from .host.checks import base_overrides_step, check_host, check_trainable, refuse_step_in_front
 from .host.passes import PassRunner
 from .host.which import WhichPass
 from .host.window import Window
@@ -44,6 +44,9 @@ class SAMMixin(TrainerBase):
     Args:
         sam: a key of `METHODS` (overrides `args.sam`), a method object (which is copied), or None
             for the method that `args` name.
+        ascent_loss_func: a function `f(outputs, labels, num_items_in_batch=None)`, the loss of the
+            ascent if it is not the trained one, which is then logged at the perturbed weights. Or
+            a class has a method `compute_ascent_loss(model, inputs, num_items_in_batch=None)`.
         per_example_loss_func: a function `f(outputs, labels)` that returns losses of shape (B,),
             for methods that select examples under a loss of your own. If the inputs have no field
             `labels`, as for question answering, it gets all inputs in place of the labels.
@@ -65,11 +68,12 @@ class SAMMixin(TrainerBase):
         *args: Any,
         sam: str | Method | None = None,
         per_example_loss_func: Callable[[Any, Tensor], Tensor] | None = None,
+        ascent_loss_func: Callable[..., Tensor] | None = None,
         **kwargs: Any,
     ) -> None:
         self._sam_given = sam
-        own_step = base_overrides_step(type(self), SAMMixin)
-        self._passes = PassRunner(self, super().training_step, per_example_loss_func, own_step)
+        given = per_example_loss_func, base_overrides_step(type(self), SAMMixin), ascent_loss_func
+        self._passes = PassRunner(self, super().training_step, *given)
         self._counting = False
         self._window: Window | None = None
         self._windows = 0
@@ -86,11 +90,7 @@ class SAMMixin(TrainerBase):
         self._method = build_method(self.args, sam)
         check_engine(self)
         check_host(type(self))
-        if not any(p.requires_grad for p in self.model.parameters()):
-            raise ValueError(
-                "model has no trainable parameter: unfreeze some (requires_grad_), or add an "
-                "adapter"
-            )
+        check_trainable(self.model)
         check_optimizer(self.optimizer, self.args)
         self._run = Run(self, self._passes, self._method)
 

@@ -180,6 +180,7 @@ def make_trainer(
     callbacks: list[Any] | None = None,
     compute_loss_func: Any = None,
     per_example_loss_func: Any = None,
+    ascent_loss_func: Any = None,
     collator: Any = None,
     eval_data: list[Example] | None = None,
     built: torch.nn.Module | None = None,
@@ -203,6 +204,8 @@ def make_trainer(
     plain = not issubclass(cls, SAMTrainer) and cls is Trainer
     kind = TrainingArguments if plain else SAMTrainingArguments
     ours = {"sam": sam_object, "per_example_loss_func": per_example_loss_func}
+    if ascent_loss_func is not None:
+        ours["ascent_loss_func"] = ascent_loss_func
     given = {} if plain else ours
     found = data if data is not None else examples(model)
     if dtype != torch.float32:

@@ -9,7 +9,10 @@ from contextlib import contextmanager
 from types import CodeType
 from typing import Any, NoReturn
 
+from torch import nn
 from transformers import Trainer
+
+from .contexts import attribute
 
 GIVEN = frozenset(inspect.signature(Trainer.__init__).parameters)
 """The names of a Trainer's arguments; its other attributes may be records of its work."""
@@ -86,13 +89,24 @@ def forbid_forward(trainer: Any) -> Iterator[None]:
         guard.remove()
         return compute_loss(*args, **kwargs)
 
-    # On the object, as a class in front of the mixin may never call the mixin's compute_loss.
-    trainer.compute_loss = allowing
     try:
-        yield
+        # On the object, as a class in front of the mixin may never call the mixin's compute_loss.
+        with attribute(trainer, "compute_loss", allowing):
+            yield
     finally:
         guard.remove()
-        del trainer.compute_loss
+
+
+def check_trainable(model: nn.Module) -> None:
+    """Refuse a model without a trainable parameter.
+
+    Raises:
+        ValueError: there is none.
+    """
+    if not any(p.requires_grad for p in model.parameters()):
+        raise ValueError(
+            "model has no trainable parameter: unfreeze some (requires_grad_), or add an adapter"
+        )
 
 
 def base_overrides_step(kind: type, mixin: type) -> bool:

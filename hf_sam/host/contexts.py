@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Contexts that scale a Trainer's loss for a part of a batch, or compute it without a graph."""
+"""Contexts around a Trainer's loss: scaled for a part, without a graph, or another one."""
 
 from __future__ import annotations
 
@@ -28,6 +28,21 @@ def scaled(trainer: Any, share: Any) -> Iterator[None]:
     finally:
         trainer.current_gradient_accumulation_steps = steps
         accelerator.backward = backward
+
+
+@contextmanager
+def attribute(owner: Any, name: str, value: Any) -> Iterator[None]:
+    """Give an object an attribute of its own inside the block, in place of its class's."""
+    missing = object()
+    before = vars(owner).get(name, missing)
+    setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        if before is missing:
+            delattr(owner, name)
+        else:
+            setattr(owner, name, before)
 
 
 @contextmanager

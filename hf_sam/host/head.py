@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..landscape import HeadOnly, HeadTap, RandomStates, Replay, Restore
+from .contexts import attribute
 from .head_search import REMEDY, find_head
 
 RunStep = Callable[[nn.Module, bool], Tensor]
@@ -68,7 +69,7 @@ class Head:
         modules = [*self._before, self._head]
         to_nothing = nullcontext() if self._graph else self._backward_is(lambda *_, **__: None)
         try:
-            with to_nothing, _attribute("forward", modules, [*self._forwards, self._tapped]):
+            with to_nothing, _attributes("forward", modules, [*self._forwards, self._tapped]):
                 loss = run(model, False)
         finally:
             self._forget()
@@ -80,14 +81,9 @@ class Head:
             f"that off, or {REMEDY}"
         )
 
-    @contextmanager
-    def _backward_is(self, backward: Callable[..., None]) -> Iterator[None]:
+    def _backward_is(self, backward: Callable[..., None]) -> AbstractContextManager[None]:
         """Replace `accelerator.backward` inside the block."""
-        before, self._accelerator.backward = self._accelerator.backward, backward
-        try:
-            yield
-        finally:
-            self._accelerator.backward = before
+        return attribute(self._accelerator, "backward", backward)
 
     def _forget(self) -> None:
         """Let go of the outputs, which would stay in memory during the backward."""
@@ -135,7 +131,7 @@ class Head:
         try:
             with self._replay.no_trace(), self._backward_is(lambda one, **_: losses.append(one)):
                 self._start()
-                with _attribute("_compiled_call_impl", modules, calls):  # what a call looks for
+                with _attributes("_compiled_call_impl", modules, calls):  # what a call looks for
                     self._run_step(self._model, True)
         finally:
             self._again = False
@@ -252,19 +248,12 @@ def _bare(module: nn.Module) -> Callable[..., Any]:
 
 
 @contextmanager
-def _attribute(name: str, modules: list[nn.Module], values: list[Any]) -> Iterator[None]:
-    """Give each module an attribute of its own, and take it away afterwards."""
-    before = [vars(module).get(name, _attribute) for module in modules]
-    for module, value in zip(modules, values, strict=True):
-        setattr(module, name, value)
-    try:
+def _attributes(name: str, modules: list[nn.Module], values: list[Any]) -> Iterator[None]:
+    """Give each module an attribute of its own inside the block."""
+    with ExitStack() as stack:
+        for module, value in zip(modules, values, strict=True):
+            stack.enter_context(attribute(module, name, value))
         yield
-    finally:
-        for module, value in zip(modules, before, strict=True):
-            if value is _attribute:
-                delattr(module, name)
-            else:
-                setattr(module, name, value)
 
 
 def _check_linear(head: nn.Module, h: Any, z: Any) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-MEANS = ("sharpness", "perturbation_norm", "ascent_grad_norm", "grad_cosine")
+MEANS = ("sharpness", "perturbation_norm", "ascent_grad_norm", "grad_cosine", "ascent_loss")
 COSINE_EVERY = 10
 """Updates between two readings of the cosine, each of which needs a walk over all weights."""
 

@@ -180,6 +180,23 @@ def check_losses(trainer: Any, method: str) -> None:
         )
 
 
+def share_of_count(trainer: Any, loss_of: Callable[[Tensor], float], n: Tensor) -> float | None:
+    """Return `counted_share`, on which all processes agree, and warn of a share between 0 and 1."""
+    share = counted_share(loss_of, n)
+    if trainer.accelerator.num_processes > 1:
+        answer = torch.tensor([math.nan if share is None else share], device=n.device)
+        torch.distributed.broadcast(answer, 0)
+        share = None if math.isnan(answer.item()) else answer.item()
+    if share and share < 0.98:
+        trainer._warn(
+            f"The loss of {type(trainer.model).__name__} is divided by num_items_in_batch in part "
+            f"only ({share:.3f} of it), as with an auxiliary loss. Trainer adds up the rest over "
+            "micro-batches, so accumulation shows; methods that cut batches average it, so that at "
+            "radius 0 their accumulated gradient is not the plain Trainer's."
+        )
+    return share
+
+
 def counted_share(loss_of: Callable[[Tensor], float], n: Tensor) -> float | None:
     """Return which share of the loss halves when the number of items doubles.
 

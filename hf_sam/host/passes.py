@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
@@ -14,11 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from ..landscape import HeadTap, Replay
+from .ascent import AscentLoss
 from .checks import forbid_forward
 from .contexts import scaled, without_graph
 from .head import Head
 from .inputs import Inputs, Loan
-from .losses import ExampleLosses, counted_share
+from .losses import ExampleLosses, share_of_count
 from .weighting import Weighting
 from .which import Pass, WhichPass, evaluating
 from .window import Batch, TrainerOps, Window
@@ -33,6 +33,7 @@ class PassRunner:
         per_example_loss_func: a function `f(outputs, labels)` that returns losses of shape (B,),
             for a loss of the user's own; see `SAMMixin`.
         own_step: whether that `training_step` is not Trainer's.
+        ascent_loss_func: a function for the ascent; see `SAMMixin`.
 
     Attributes:
         reentrant: whether activations are checkpointed in the mode that warns without a graph.
@@ -41,6 +42,7 @@ class PassRunner:
         weighting: the rule by which the losses of parts of a batch make up the loss of the whole.
         asked: whether the Trainer class has read, in a pass, which pass runs.
         head: the output head of the model, for methods that stand behind it.
+        ascent: the loss of the ascent, if it is another.
     """
 
     head: Head
@@ -51,11 +53,13 @@ class PassRunner:
         training_step: Callable[..., Tensor],
         per_example_loss_func: Callable[[Any, Tensor], Tensor] | None = None,
         own_step: bool = False,
+        ascent_loss_func: Callable[..., Tensor] | None = None,
     ) -> None:
         self._trainer = trainer
         self._own_step = own_step
         self._training_step = training_step
         self._example_losses = ExampleLosses(trainer, per_example_loss_func)
+        self.ascent = AscentLoss(trainer, ascent_loss_func)
         self.weighting = Weighting()
         self._pass: Pass | None = None
         self.reentrant = False
@@ -113,6 +117,7 @@ class PassRunner:
         share: Any,
         with_losses: bool = False,
         head: HeadTap | None = None,
+        ascending: bool = False,
     ) -> Any:
         """Run the Trainer class's own `training_step`, as `hf_sam.landscape.Backward` describes."""
         if batch.drawn:
@@ -120,6 +125,9 @@ class PassRunner:
         self._pass = Pass([] if with_losses else None)
         step = partial(self._step, batch, share, window.num_items)
         try:
+            if ascending:  # no pass of the loss that is trained
+                with self._which("ascent", self._number), self.ascent.instead():
+                    return step(model)
             loss = step(model) if head is None else self.head.backward(step, model, head)
             return (loss, self._losses_found()) if with_losses else loss
         finally:
@@ -243,7 +251,6 @@ class PassRunner:
     def ask_loss(self, inputs: Any, num_items: Any, replay: Replay) -> bool | None:
         """Measure whether the loss honours `num_items_in_batch`; all processes agree on it."""
         trainer = self._trainer
-        device = trainer.args.device
 
         def loss_of(items: Tensor) -> float:
             own = trainer._prepare_inputs(Loan(inputs).inputs)
@@ -252,19 +259,9 @@ class PassRunner:
                     return float(trainer.compute_loss(trainer.model, own, num_items_in_batch=items))
 
         with self._which("clean", 0):
-            share = counted_share(loss_of, torch.as_tensor(num_items, device=device))
-        if trainer.accelerator.num_processes > 1:
-            answer = torch.tensor([math.nan if share is None else share], device=device)
-            torch.distributed.broadcast(answer, 0)
-            share = None if math.isnan(answer.item()) else answer.item()
+            items = torch.as_tensor(num_items, device=trainer.args.device)
+            share = share_of_count(trainer, loss_of, items)
         self.honours = None if share is None else share != 0.0
-        if share and share < 0.98:
-            trainer._warn(
-                f"The loss of {type(trainer.model).__name__} is divided by num_items_in_batch in "
-                f"part only ({share:.3f} of it), as with an auxiliary loss. Trainer adds up the "
-                "rest over micro-batches, so accumulation shows; methods that cut batches average "
-                "it, so that at radius 0 their accumulated gradient is not the plain Trainer's."
-            )
         return self.honours
 
     def compute_loss(

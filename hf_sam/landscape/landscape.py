@@ -78,6 +78,7 @@ class Landscape(Context):
         rounding: str = "nearest",
         offload: str = "none",
         on_phase: Callable[[str], None] | None = None,
+        two_losses: bool = False,
     ) -> None:
         params = list(params)
         check_rounding(rounding, params, names)
@@ -96,6 +97,7 @@ class Landscape(Context):
             rounding=rounding,
             offload=offload,
             on_phase=on_phase,
+            two_losses=two_losses,
         )
         self._over(update, Data.by_examples(list(batches)))
 
@@ -182,6 +184,7 @@ class Landscape(Context):
         """Run one pass, or return the gradient that `peek` has computed; `how` is `run_pass`'s."""
         # It is the gradient at w of all examples, so it answers no other question.
         same = data is self.data and not with_losses and not self.update.readings.standing
+        same &= not (how.get("ascent") and self.update.two_losses)
         if self._peeked is not None and same:
             here, self._peeked = self._peeked, None
             return here
@@ -205,8 +208,9 @@ class Landscape(Context):
 
     def mean_loss(self) -> Tensor:
         """Return the loss of the first pass, averaged over processes, as a `()` tensor."""
-        assert self.loss is not None, "the loss is known after the first pass"
-        loss = self.loss.clone()  # the average is taken in place, and the reading stays local
+        known = self.readings.get("ascent_loss", self.loss)
+        assert known is not None, "the loss is known after the first pass"
+        loss = known.clone()  # the average is taken in place, and the reading stays local
         self.update.engine.average_([loss])
         return loss
 

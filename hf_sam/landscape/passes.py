@@ -39,21 +39,29 @@ def run_pass(
         head: what stands behind the output head, if anything.
     """
     engine, readings = update.engine, update.readings
+    apart = ascent and update.two_losses
+    flags = {"with_losses": losses is not None, "head": head, "ascending": apart}
     who = engine.averaging(update.averaging, to_perturb=to_perturb, partial=only is not None)
     for param in update.params:
         param.grad = None  # a gradient that an earlier update left is no part of this one
-    with update.replay(), engine.passes(update.params, only):
-        loss = _backward(update, data, who, losses, head)
+    # The pass of another loss comes before the first pass, and leaves no trace.
+    around = engine.replay.no_trace() if apart else update.replay()
+    with around, engine.passes(update.params, only):
+        loss = _backward(update, data, who, losses, flags)
         gradient = Vector(engine.take_grads(update.params), engine.placement)
     # Some engines compute all gradients whatever is asked for.
     gradient = gradient if only is None else gradient.on(only)
     if who is Averaging.AFTER_PASS:
         gradient = average_(update, gradient)
     # Only a whole, averaged gradient shows which parameters have one, equally on all processes.
-    if readings.present is None and only is None and whole and who is not Averaging.NEVER:
+    seen = only is None and whole and who is not Averaging.NEVER and not apart
+    if readings.present is None and seen:
         readings.present = gradient.selection
     gradient = on_present(update, gradient)
-    readings.of_pass(loss, gradient, whole=whole, ascent=ascent, cosine=update.cosine)
+    if apart:
+        readings.values["ascent_loss"] = loss
+    else:
+        readings.of_pass(loss, gradient, whole=whole, ascent=ascent, cosine=update.cosine)
     return gradient
 
 
@@ -62,19 +70,17 @@ def _backward(
     data: Data,
     who: Averaging,
     losses: list[Tensor] | None,
-    head: HeadTap | None,
+    flags: dict[str, Any],
 ) -> Tensor:
     """Run forward and backward over all micro-batches; return the `()` loss."""
     total = None
-    flags: dict[str, Any] = {} if losses is None else {"with_losses": True}
-    if head is not None:
-        flags["head"] = head
+    asked = {name: value for name, value in flags.items() if value}
     together = who is Averaging.IN_BACKWARD
     for i, (batch, share) in enumerate(zip(data.batches, data.weights, strict=True)):
         # Processes communicate in the last backward only, when each has added up its gradients.
         talk = together and i == len(data.batches) - 1
         with nullcontext() if talk else update.engine.no_sync(own=not together):
-            loss = update.backward(batch, share, **flags)
+            loss = update.backward(batch, share, **asked)
         if losses is not None:
             loss, singles = loss
             losses.append(singles)

@@ -27,7 +27,8 @@ class Backward(Protocol):
     returns a pair: that loss, and the per-example losses of the same forward, detached, of shape
     (B,). With `head=tap` it calls `tap(h, z, loss_of)` with the input and the output of the output
     head, and goes on with the logits that this returns; see `HeadTap`. If the tap raises
-    `HeadOnly`, no backward is wanted. Flags are passed only where a method asks for them.
+    `HeadOnly`, no backward is wanted. With `ascending=True` the loss is the ascent's own. Flags are
+    passed only where they are asked for.
     """
 
     def __call__(self, batch: Any, share: Any = 1.0, **flags: Any) -> Any:

@@ -68,6 +68,7 @@ class Update:
             at data beyond the update's call it.
         layers: a function that returns the layers with low-rank adapters. Only methods for such
             adapters call it.
+        two_losses: whether the ascent gradient is that of a loss of its own.
         engine: the machinery of processes, precision and replay.
         rounding: how `w + eps` is stored, `nearest` or `stochastic`; see `Stochastic`.
         offload: where the weights are kept meanwhile, `none` or `cpu`; see `OnHost`.
@@ -87,6 +88,7 @@ class Update:
     per_example: Callable[[Any], Tensor] | None = None
     sample: Callable[[int, torch.Generator], list[Any]] | None = None
     layers: Callable[[], Sequence[Layer]] | None = None
+    two_losses: bool = False
     engine: Engine = field(default_factory=Engine)
     rounding: str = "nearest"
     offload: str = "none"

@@ -206,6 +206,20 @@ def every_method(folder: Path) -> Found:
     }
 
 
+def steeper(outputs: Any, labels: Tensor, num_items_in_batch: Any = None) -> Tensor:
+    """Return another loss for the ascent."""
+    return nn.functional.cross_entropy(2 * outputs.logits, labels)
+
+
+def two_losses(folder: Path) -> Found:
+    """An ascent along the gradient of another loss, of all ranks or of each."""
+    settings = method_settings("sam") | {"ascent_loss_func": steeper}
+    return {
+        sync: fit(folder, per_device_train_batch_size=4, sam_ascent_sync=sync, **settings)
+        for sync in ("global", "local")
+    }
+
+
 LOCAL = [("bert", "sam", 1), ("bert", "sam", 3), ("bert", "asam", 1), ("bert", "asam", 3)]
 LOCAL += [("lora", "sam", 2)]
 
@@ -490,6 +504,7 @@ JOBS: dict[str, Callable[[Path], Found]] = {
     for job in (
         joined_batch,
         every_method,
+        two_losses,
         local_ascent,
         rho_zero,
         buckets,

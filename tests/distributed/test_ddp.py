@@ -25,6 +25,7 @@ from tests.distributed.jobs import (
     fit,
     global_settings,
     method_settings,
+    steeper,
 )
 from tests.distributed.launch import torchrun
 from tests.toys import MODELS, assert_equal
@@ -106,6 +107,17 @@ def test_a_local_ascent_costs_no_all_reduce(ranks: Ranks, key: str) -> None:
     if key not in ("late_sam", "tail_sam"):  # of few updates, or of a small radius
         together = ranks[0]["every_method"][f"{key} global"]
         assert largest(found["weights"], together["weights"]) > 1e-6, "it is another perturbation"
+
+
+def test_two_losses(ranks: Ranks, tmp_path: Path) -> None:
+    """The ascent's own loss is averaged over ranks, too, or costs no all-reduce."""
+    found, settings = ranks[0]["two_losses"], method_settings("sam")
+    one = fit(tmp_path, per_device_train_batch_size=8, ascent_loss_func=steeper, **settings)
+    usual = fit(tmp_path, per_device_train_batch_size=8, **settings)
+    assert largest(found["global"]["weights"], one["weights"]) < 1e-12
+    assert largest(one["weights"], usual["weights"]) > 1e-6
+    assert_same_logs(found["global"]["logs"], one["logs"], 1e-6)
+    assert found["local"]["reduced"] == [1] * 6
 
 
 @pytest.mark.parametrize(("toy", "key", "accumulation"), LOCAL)
