@@ -328,10 +328,10 @@ def test_what_is_refused(
 def test_the_head_is_found_by_its_name() -> None:
     model = bert()
     assert find_head(model, "classifier") is find_head(model, None) is model.classifier
-    attention = model.bert.encoder.layer[1].attention.self
-    assert find_head(model, r"layer\.1\..*value") is attention.value
-    with pytest.raises(ValueError, match="several linear layers of .*encoder.layer.0"):
-        find_head(model, "value")
+    attention = model.bert.encoder.layer[0].attention.self
+    assert find_head(model, r"layer\.0\..*value") is attention.value
+    with pytest.raises(ValueError, match="several linear layers of .*encoder.layer.0.*query"):
+        find_head(model, "query|value")
     with pytest.raises(ValueError, match="BertModel has no output head"):
         find_head(model.bert, None)
     adapted = lora_llama(["q_proj", "lm_head"])
