@@ -10,11 +10,12 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed
 OLDEST := .venv-oldest
+OPTIM := .venv-optim
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-distributed test-oldest check format bench docs clean
+.PHONY: help install demo test test-distributed test-oldest test-optim check format bench docs clean
 .DELETE_ON_ERROR:
 
 help:  ## list the commands
@@ -23,7 +24,7 @@ help:  ## list the commands
 
 install: $(INSTALLED)  ## set up .venv (done by the others when it is missing or stale)
 
-$(VENV)/bin/python $(OLDEST)/bin/python: %/bin/python:
+$(VENV)/bin/python $(OLDEST)/bin/python $(OPTIM)/bin/python: %/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
 	  echo "hf_sam needs Python 3.11 or newer; PYTHON=$(PYTHON) is" \
 	    "'$$($(PYTHON) --version 2>&1)'. Try: make PYTHON=/path/to/python3.11" >&2; exit 1; }
@@ -31,13 +32,15 @@ $(VENV)/bin/python $(OLDEST)/bin/python: %/bin/python:
 	@$(PYTHON) -m venv --clear $*
 
 # torch first, so that its build is settled before anything that depends on it is resolved.
-$(VENV)/.installed $(OLDEST)/.installed: %/.installed: pyproject.toml | %/bin/python
+$(VENV)/.installed $(OLDEST)/.installed $(OPTIM)/.installed: %/.installed: pyproject.toml | %/bin/python
 	@$*/bin/python -m pip install -qq -c $(CONSTRAINTS) torch
-	@$*/bin/python -m pip install -qq -c $(CONSTRAINTS) -e '.[dev]'
+	@$*/bin/python -m pip install -qq -c $(CONSTRAINTS) -e '.[$(EXTRA)]'
 	@touch $@
 
-$(VENV)/.installed: CONSTRAINTS := constraints.txt
-$(VENV)/.installed: constraints.txt
+$(VENV)/.installed $(OPTIM)/.installed: CONSTRAINTS := constraints.txt
+$(VENV)/.installed $(OPTIM)/.installed: constraints.txt
+$(VENV)/.installed $(OLDEST)/.installed: EXTRA := dev
+$(OPTIM)/.installed: EXTRA := test-optim
 $(OLDEST)/.installed: CONSTRAINTS := constraints-oldest.txt
 $(OLDEST)/.installed: constraints-oldest.txt
 
@@ -46,13 +49,16 @@ demo: $(INSTALLED)  ## a small BERT and a small ResNet with and without SAM: tab
 	$(RUN) -m vision_scripts.demo
 
 test: $(INSTALLED)  ## run the quick tests (one file: make test PYTEST_ARGS=tests/test_landscape.py)
-	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 $(PYTEST_ARGS)
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist worksteal $(PYTEST_ARGS)
 
 test-distributed: $(INSTALLED)  ## run the tests that start several processes
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -m distributed $(PYTEST_ARGS)
 
 test-oldest: $(OLDEST)/.installed  ## run the quick tests with the oldest supported versions
-	OMP_NUM_THREADS=1 $(OLDEST)/bin/python -m pytest -n 2 $(PYTEST_ARGS)
+	OMP_NUM_THREADS=1 $(OLDEST)/bin/python -m pytest -n 2 --dist worksteal $(PYTEST_ARGS)
+
+test-optim: $(OPTIM)/.installed  ## run the tests of optimizers with every package that pip can install
+	OMP_NUM_THREADS=1 $(OPTIM)/bin/python -m pytest tests/test_optimizers.py $(PYTEST_ARGS)
 
 check: $(INSTALLED)  ## lint (docstrings and complexity too), formatting, types
 	$(RUN) -m ruff check .
@@ -76,5 +82,5 @@ docs: $(VENV)/.docs  ## build the site into site/: links are checked, notebooks 
 	  OMP_NUM_THREADS=1 $(RUN) -m mkdocs build --strict
 
 clean:  ## remove caches and build products; .venv stays
-	rm -rf build dist site .hypothesis .mypy_cache .pytest_cache .ruff_cache $(OLDEST)
+	rm -rf build dist site .hypothesis .mypy_cache .pytest_cache .ruff_cache $(OLDEST) $(OPTIM)
 	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +

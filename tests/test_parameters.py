@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 from pathlib import Path
 from typing import Any
@@ -317,12 +318,18 @@ def test_an_optimizer_may_have_a_largest_rate_or_none() -> None:
         assert RateShare(optimizer, None, 10)() == share
 
 
-def test_the_schedule_itself_is_left_alone() -> None:
-    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1)
+@pytest.mark.parametrize("rate", [0.1, torch.tensor(0.1)], ids=["number", "tensor"])
+def test_the_schedule_itself_is_left_alone(rate: Any) -> None:
+    """Also where the rate is a tensor, as torchao's optimizers have it."""
+    optimizer = torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))], lr=rate)
     scheduler = lr.OneCycleLR(optimizer, max_lr=0.5, total_steps=10)
-    before = (scheduler.last_epoch, dict(optimizer.param_groups[0], params=None))
+
+    def looked_at() -> Any:
+        return copy.deepcopy((scheduler.last_epoch, dict(optimizer.param_groups[0], params=None)))
+
+    before = looked_at()
     RateShare(optimizer, scheduler, 10)
-    assert before == (scheduler.last_epoch, dict(optimizer.param_groups[0], params=None))
+    assert before == looked_at()
 
 
 def test_a_radius_in_proportion_follows_the_rate_of_the_group(tmp_path: Path) -> None:

@@ -90,12 +90,16 @@ def _ahead(optimizer: Any, scheduler: Any, total: int) -> tuple[int, list[list[f
     if not isinstance(inner, torch.optim.lr_scheduler.LRScheduler):
         return 0, []
     bare = torch.optim.SGD([torch.nn.Parameter(torch.zeros(()))], lr=0.0)
-    bare.param_groups = [{**g, "params": []} for g in optimizer.param_groups]
     bare.defaults = dict(getattr(optimizer, "defaults", {}))
     owners = [inner.optimizer, optimizer, getattr(optimizer, "optimizer", optimizer)]
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of a schedule that steps without its optimizer
+            # A schedule changes a rate that is a tensor in place, so the copy needs its own.
+            bare.param_groups = [
+                {**copy.deepcopy({k: v for k, v in group.items() if k != "params"}), "params": []}
+                for group in optimizer.param_groups
+            ]
             # The memo makes the copy refer to the bare optimizer, so that no weights are copied.
             twin = copy.deepcopy(inner, {id(owner): bare for owner in owners})
             rates = []
