@@ -33,6 +33,8 @@ class Case:
         earlier: perturbs along what its earlier updates found, so that its first one is plain.
         adapters: works on LoRA adapters, so it runs on the toys that have some.
         moves: moves weights itself, in proportion to the learning rate, beside its update.
+        blind: numbers of the passes whose loss takes no part in the update, so that an overflow of
+            it is none: `functional_sam` keeps the slopes of its first pass (law 12).
         one_pass: perturbs though it makes one pass.
         head: stands behind the output head, whose gradient it holds where micro-batches share a
             perturbation.
@@ -54,6 +56,7 @@ class Case:
     earlier: bool = False
     adapters: bool = False
     moves: bool = False
+    blind: tuple[int, ...] = ()
     one_pass: bool = False
     head: bool = False
 
@@ -176,6 +179,7 @@ CASES = [
         one_pass=True,
     ),
     Case("head_sam", passes=lambda step, total: 1, extra_p=0.0, one_pass=True, head=True),
+    Case("functional_sam", passes=lambda step, total: 2, blind=(1,)),
     Case(
         "bi_lora",
         passes=lambda step, total: 1,

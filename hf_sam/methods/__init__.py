@@ -9,6 +9,7 @@ from .bilateral_sam import BilateralSAM as BilateralSAM
 from .composed import Composed as Composed
 from .esam import ESAM as ESAM
 from .friendly_sam import FriendlySAM as FriendlySAM
+from .functional_sam import FunctionalSAM as FunctionalSAM
 from .gsam import GSAM as GSAM
 from .head_sam import HeadSAM as HeadSAM
 from .late_sam import LateSAM as LateSAM
@@ -51,6 +52,7 @@ METHODS: dict[str, type[Method]] = {
     "vasso": VaSSO,
     "bar": BAR,
     "head_sam": HeadSAM,
+    "functional_sam": FunctionalSAM,
     "bi_lora": BiLoRA,
 }
 

@@ -336,3 +336,56 @@ def test_the_head_is_found_by_its_name() -> None:
         find_head(model.bert, None)
     adapted = lora_llama(["q_proj", "lm_head"])
     assert find_head(adapted, None) is adapted.base_model.model.lm_head
+
+
+def test_functional_sam_is_two_passes_by_hand(tmp_path: Path) -> None:
+    """The logits' gradient at w, pulled back at w + eps; with dropout and two micro-batches."""
+    trainer = trainer_of(
+        "llama",
+        tmp_path,
+        sam="functional_sam",
+        per_device_train_batch_size=4,
+        gradient_accumulation_steps=2,
+    )
+    twin = trainer_of("llama", tmp_path / "twin", sam="none").model.train()
+    twin.load_state_dict(trainer.model.state_dict())
+    params, update = list(twin.parameters()), type(trainer._run).update
+
+    def logits(batches: list[Any]) -> list[Tensor]:
+        torch.set_rng_state(state)
+        return [twin(input_ids=batch["input_ids"]).logits for batch in batches]
+
+    def by_hand(batches: list[Any]) -> list[Tensor]:
+        here = logits(batches)
+        count = sum(int(batch["labels"][:, 1:].ne(-100).sum()) for batch in batches)
+        loss: Any = sum(
+            functional.cross_entropy(
+                z[:, :-1].flatten(0, 1), batch["labels"][:, 1:].flatten(), reduction="sum"
+            )
+            for z, batch in zip(here, batches, strict=True)
+        )
+        slopes = torch.autograd.grad(loss / count, here, retain_graph=True)
+        gradient = torch.autograd.grad(loss / count, params)
+        norm = sum(float(g.square().sum()) for g in gradient) ** 0.5
+        before = [p.detach().clone() for p in params]
+        with torch.no_grad():
+            for p, g in zip(params, gradient, strict=True):
+                p += RHO * g / norm
+        there = torch.autograd.grad(logits(batches), params, slopes)
+        return [w - LR * u for w, u in zip(before, there, strict=True)]
+
+    def both(run: Any, window: Any) -> Tensor:
+        nonlocal state
+        state = torch.get_rng_state()
+        after = by_hand([batch.inputs for batch in window.batches])
+        with torch.no_grad():
+            for p, w in zip(params, after, strict=True):
+                p.copy_(w)
+        torch.set_rng_state(state)
+        return update(run, window)
+
+    state = torch.get_rng_state()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(type(trainer._run), "update", both)
+        trainer.train()
+    assert_equal(values(trainer.model), values(twin), 1e-7)  # llama's loss is float32 inside

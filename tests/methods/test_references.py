@@ -84,12 +84,15 @@ class Written:
         found = self.of_layers(x, y, a + added, b, c)
         return self.flat(w, *found), found[0]
 
-    def losses_of(self, x: np.ndarray, y: np.ndarray) -> Flat:
-        def losses(w: np.ndarray) -> np.ndarray:
+    def outputs_of(self, x: np.ndarray) -> Flat:
+        def outputs(w: np.ndarray) -> np.ndarray:
             a, b, c = self.layers(w)
-            return np.square(np.tanh(x @ a.T) @ b.T + c - y).sum(1)
+            return np.tanh(x @ a.T) @ b.T + c
 
-        return losses
+        return outputs
+
+    def losses_of(self, x: np.ndarray, y: np.ndarray) -> Flat:
+        return lambda w: np.square(self.outputs_of(x)(w) - y).sum(1)
 
 
 class WrittenAdapted(Written):
@@ -155,6 +158,9 @@ def slow(key: str, options: dict[str, Any], optim: str, where: list[bool]) -> np
             pairs=toy.pairs,
             layer=lambda w, added, x=x, y=y: toy.changed(x, y, w, added),
             base=toy.base,
+            outputs=toy.outputs_of(x),
+            targets=y,
+            aimed=lambda targets, x=x: toy.gradient_of(x, targets),
         )
         w.grad = torch.from_numpy(method(question))
         optimizer.step()

@@ -33,6 +33,9 @@ class Question:
         layer: of the layer with an adapter, the flat gradient and that of the layer's whole weight,
             where a matrix is added to this weight.
         base: the layer's frozen weight.
+        outputs: the model's outputs, at any flat weights.
+        targets: of the outputs.
+        aimed: the gradient for other targets.
         idle: weights of a last tensor, behind the others, that never has a gradient.
     """
 
@@ -52,4 +55,7 @@ class Question:
     pairs: Sequence[tuple[slice, slice, float]] = ()
     layer: Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]] | None = None
     base: np.ndarray = field(default_factory=lambda: np.zeros((0, 0)))
+    outputs: Callable[[np.ndarray], np.ndarray] | None = None
+    targets: np.ndarray = field(default_factory=lambda: np.zeros(0))
+    aimed: Callable[[np.ndarray], Gradient] | None = None
     idle: np.ndarray = field(default_factory=lambda: np.zeros(0))
