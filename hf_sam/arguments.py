@@ -55,7 +55,9 @@ class SAMArguments:
         default=None,
         metadata={
             "help": "Radius: a number, or a schedule linear:START:END, cosine:START:END, lr:RHO "
-            "(proportional to the learning rate), budget:C[:RHO_MAX] (relative rise of the loss). "
+            "(proportional to the learning rate), budget:C:RHO_MAX (relative rise of the loss), "
+            "loss:SIGMA:RHO_MAX[:ANNEAL] (absolute rise: LE-SAM), relative:R (per layer, of its "
+            "weights). "
             "Default: the method's own."
         },
     )

@@ -72,7 +72,7 @@ def from_text(
     except TypeError:  # a dataclass raises it for too few or too many arguments
         raise ValueError(
             f"{argument}={prefix}{text}: wrong number of values; write "
-            f"{prefix}{form_of(known[name])}"
+            f"{prefix}{form_of(known[name])}{getattr(known[name], 'hint', '')}"
         ) from None
     except ValueError as error:
         raise ValueError(

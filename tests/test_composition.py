@@ -51,10 +51,12 @@ from hf_sam.parts import (
     fisher_mask,
     layer_radius,
     learning,
+    loss,
     lr,
     minus_average,
     piecewise,
     radius,
+    relative,
     rescaled,
     trigonometric,
 )
@@ -110,6 +112,8 @@ RADII: dict[str, Callable[[], Any]] = {
     "cosine": lambda: radius(cosine(0.1, 0.02)),
     "lr": lambda: radius(lr(0.1)),
     "budget": lambda: radius(budget(0.1, 0.5)),
+    "loss": lambda: radius(loss(0.1, 0.5, 1.0)),
+    "relative": lambda: radius(relative(0.1)),
     "adaptive radius": lambda: adaptive_radius(0.5),
     "unit": lambda: layer_radius(0.05, "unit"),
     "trust": lambda: layer_radius(0.05, "trust"),
@@ -245,8 +249,8 @@ def test_every_schedule_with_every_ascent(schedule: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("schedule", SCHEDULES)
 def test_every_pairing(schedule: str) -> None:
-    """2080 of them."""
-    assert PAIRINGS == 2080
+    """2600 of them."""
+    assert PAIRINGS == 2600
     for names in ASCENTS:
         check(When(SCHEDULES[schedule][0](), composed(*names)), schedule, names[2])
 

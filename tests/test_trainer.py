@@ -483,7 +483,7 @@ def test_radius_schedules(schedule: str, expected: list[float], tmp_path: Path) 
 
 
 def test_radius_budget_is_a_share_of_the_loss(tmp_path: Path) -> None:
-    trainer = train(tmp_path, max_steps=3, sam_rho="budget:0.02")
+    trainer = train(tmp_path, max_steps=3, sam_rho="budget:0.02:1")
     for entry in trainer.state.log_history[:3]:
         wanted = 0.02 * entry["loss"] / entry["sam/ascent_grad_norm"]
         assert entry["sam/perturbation_norm"] == pytest.approx(wanted, rel=1e-5)

@@ -9,7 +9,7 @@ from functools import partial
 from torch import Tensor
 
 from ..landscape import Landscape, gradient_at_head
-from ..parts.radius import Rho, factor
+from ..parts.radius import Rho, factor, relative
 from ..vector import Vector
 from .base import Method
 
@@ -63,6 +63,15 @@ class HeadSAM(Method):
 
     rho: Rho = field(default=0.05, metadata={"help": "radius, L2 norm of the head", "low": 0.0})
     head: str | None = field(default=None, metadata={"help": "pattern of the head's name"})
+
+    def __post_init__(self) -> None:
+        """Refuse a radius for each layer, because the head is one layer."""
+        super().__post_init__()
+        if isinstance(self.rho, relative):
+            raise ValueError(
+                f"rho={self.rho} is a radius for each of several layers, and head_sam perturbs "
+                "one: give the radius as a number"
+            )
 
     def update(self, at: Landscape) -> Vector:
         """Return the gradient at the perturbed head."""

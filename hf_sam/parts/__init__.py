@@ -9,7 +9,17 @@ not exported, because there are two: `hf_sam.parts.when.linear` is a probability
 from .combine import Combine, rescaled, there_only
 from .direction import Direction, average, chain, minus_average
 from .masks import Mask, dynamic_mask, fisher_mask
-from .radius import RhoSchedule, adaptive_radius, budget, cosine, layer_radius, lr, radius
+from .radius import (
+    RhoSchedule,
+    adaptive_radius,
+    budget,
+    cosine,
+    layer_radius,
+    loss,
+    lr,
+    radius,
+    relative,
+)
 from .stale import momentum, previous
 from .when import (
     Planned,
@@ -53,12 +63,14 @@ __all__ = [
     "fisher_mask",
     "layer_radius",
     "learning",
+    "loss",
     "lr",
     "minus_average",
     "momentum",
     "piecewise",
     "previous",
     "radius",
+    "relative",
     "rescaled",
     "there_only",
     "trigonometric",

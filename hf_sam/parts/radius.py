@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -70,23 +70,70 @@ class lr(RhoSchedule):
         return self.rho * at.progress.lr_ratio
 
 
+NO_CAP = (
+    " (without RHO_MAX, the radius would grow without bound on a plateau, where the gradient "
+    "vanishes, and keep the training there: give the largest radius that you would use, such as "
+    "0.1)"
+)
+
+
 @dataclass
 class budget(RhoSchedule):
     """The radius at which the loss rises by the share `c` of itself, to first order.
 
     It is min(c loss / |g|, rho_max). Neither the loss's scale nor the model's size changes the
-    relative rise. On a plateau, where the gradient vanishes and the loss does not, the radius grows
-    without bound and keeps the training on the plateau, so give `rho_max`.
+    relative rise. On a plateau, where the gradient vanishes and the loss does not, only `rho_max`
+    bounds the radius.
     """
 
+    hint: ClassVar[str] = NO_CAP
+
     c: float = field(metadata={"low": 0.0})
-    rho_max: float | None = field(default=None, metadata={"low": 0.0, "optional": True})
+    rho_max: float = field(metadata={"low": 0.0})
 
     def __call__(self, at: Landscape, norm: Tensor) -> Scalar:
         """Return rho for this update as a `()` tensor."""
         # The loss's absolute value, as a loss below zero would give a negative radius.
         rise = self.c * at.mean_loss().to(norm).abs() / norm
-        return rise if self.rho_max is None else rise.clamp(max=self.rho_max)
+        return rise.clamp(max=self.rho_max)
+
+
+@dataclass
+class loss(RhoSchedule):
+    """The radius at which the loss rises by `sigma`, to first order: LE-SAM, arXiv 2605.10183.
+
+    It is min(sigma / |g|, rho_max). In the last share `anneal` of the run, sigma falls to zero
+    along half a cosine; the paper's vision settings are 0.5, 0.5 and 0.2.
+    """
+
+    hint: ClassVar[str] = NO_CAP
+
+    sigma: float = field(metadata={"low": 0.0})
+    rho_max: float = field(metadata={"low": 0.0})
+    anneal: float = field(default=0.0, metadata={"low": 0.0, "high": 1.0})
+
+    def __call__(self, at: Landscape, norm: Tensor) -> Scalar:
+        """Return rho for this update as a `()` tensor."""
+        left = 1 - at.progress.fraction
+        late = left < self.anneal
+        share = (1 - math.cos(math.pi * left / self.anneal)) / 2 if late else 1.0
+        return (share * self.sigma / norm).clamp(max=self.rho_max)
+
+
+@dataclass
+class relative(RhoSchedule):
+    """A radius for each tensor l by itself, of the length r |w_l|.
+
+    The largest stable radius of all weights together falls with a model's width, and what is left
+    perturbs the last layer alone; a radius relative to each layer's weights transfers from narrow
+    models to wide ones (arXiv 2411.00075). A tensor of zeros is not perturbed.
+    """
+
+    r: float = field(metadata={"low": 0.0})
+
+    def __call__(self, at: Landscape, norm: Tensor) -> Scalar:
+        """Return the radius in units of each tensor's norm."""
+        return self.r
 
 
 Rho = float | RhoSchedule
@@ -95,11 +142,15 @@ SCHEDULES: dict[str, type[RhoSchedule]] = {
     "cosine": cosine,
     "lr": lr,
     "budget": budget,
+    "loss": loss,
+    "relative": relative,
 }
 
 
 def to_length_(v: Vector, rho: Rho, norm: Tensor, at: Landscape) -> Vector:
-    """Scale v in place by rho / norm, or by zero; see `factor`."""
+    """Scale v in place by rho / norm, or by zero (see `factor`); `relative`: tensor by tensor."""
+    if isinstance(rho, relative):
+        return layer_radius(rho)(v, at)
     return v.mul_(factor(rho, norm, at))
 
 
@@ -136,6 +187,7 @@ class layer_radius(Direction):
         trust   rho |w_l| v_l / |v_l|
 
     A tensor is not perturbed if its direction is zero or, under `trust`, if its weights are zero.
+    A `relative` radius implies `trust`.
     """
 
     rho: Rho = field(default=0.05, metadata={"help": "radius per tensor", "low": 0.0})
@@ -149,7 +201,8 @@ class layer_radius(Direction):
         at.skip(~(torch.isfinite(norm) & (norm > 0)))
         rho = self.rho(at, norm) if isinstance(self.rho, RhoSchedule) else self.rho
         sizes: Any = v.norms()
-        weights: Any = at.weights().norms() if self.kind == "trust" else None
+        trust = self.kind == "trust" or isinstance(self.rho, relative)
+        weights: Any = at.weights().norms() if trust else None
         for i in v.present:
             length = rho if weights is None else rho * weights[i]
             zero = torch.zeros_like(sizes[i])

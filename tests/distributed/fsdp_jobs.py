@@ -74,7 +74,7 @@ PARTS: dict[str, tuple[str, dict[str, Any]]] = {
         "bert",
         {"sam": "ssam_d", "sam_options": {"update_interval": 1, "growth": "gradient"}},
     ),
-    "adaptive": ("bert", {"sam_when": "adaptive", "sam_rho": "budget:0.02"}),
+    "adaptive": ("bert", {"sam_when": "adaptive", "sam_rho": "budget:0.02:1"}),
     "norm": ("bert", {"sam_where": ["norm"], "sam": "asam"}),
     "evaluated": ("bert", {"sam": "rsam", "eval_strategy": "steps", "eval_steps": 1}),
     "checkpointed": ("llama", CHECKPOINTED),

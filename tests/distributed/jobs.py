@@ -351,7 +351,7 @@ SCHEDULES = ("random:constant:0.5", "adaptive", "every:3", "after:0.5")
 def schedules(folder: Path) -> Found:
     """Schedules and radii that look at the loss or the gradient: equal on all ranks."""
     found = {
-        when: fit(folder, **BASE, sam_when=when, max_steps=12, sam_rho="budget:0.02")
+        when: fit(folder, **BASE, sam_when=when, max_steps=12, sam_rho="budget:0.02:1")
         for when in SCHEDULES
     }
     found["micro"] = fit(

@@ -100,7 +100,11 @@ FEATURES: dict[str, dict[str, Any]] = {
     "zero 1": {},
     "lora": {},
     "checkpointed": CHECKPOINTED,
-    "schedule": {"sam_when": "adaptive", "sam_rho": "budget:0.02", "sam_where": ["no_embeddings"]},
+    "schedule": {
+        "sam_when": "adaptive",
+        "sam_rho": "budget:0.02:1",
+        "sam_where": ["no_embeddings"],
+    },
 }
 """Runs that are also one process's on the joined batch."""
 

@@ -8,8 +8,8 @@ import math
 import pytest
 import torch
 
-from hf_sam import SAM, LookSAM, Progress, Vector
-from hf_sam.parts.radius import budget, layer_radius
+from hf_sam import ASAM, ESAM, SAM, LookSAM, Progress, VaSSO, Vector
+from hf_sam.parts.radius import budget, layer_radius, relative
 from hf_sam.texts import parse_rho
 from tests.methods.quadratic import Quadratic, close
 from tests.toys import Bowl
@@ -24,7 +24,10 @@ X = 0.25
         ("linear:0.1:0.02", 0.1 - 0.08 * X),
         ("cosine:0.1:0.02", 0.02 + 0.08 * (1 + math.cos(math.pi * X)) / 2),
         ("lr:0.1", 0.1 * 0.6),
-        ("budget:0.1", 0.1 * 1.75 / 5.0990195136),
+        ("loss:0.1:1", 0.1 / 5.0990195136),
+        ("loss:0.1:0.01", 0.01),
+        ("loss:0.1:1:0.2", 0.1 / 5.0990195136),
+        ("loss:0.1:1:1", 0.1 / 5.0990195136 * (1 - math.cos(math.pi * 0.75)) / 2),
         ("budget:0.1:0.5", 0.1 * 1.75 / 5.0990195136),
         ("budget:0.1:0.01", 0.01),
     ],
@@ -41,13 +44,46 @@ def test_a_budget_is_free_of_scale() -> None:
     for scale in (1.0, 1000.0):
         q = Quadratic()
         q.scale = scale
-        q.update(SAM(budget(0.02)))
+        q.update(SAM(budget(0.02, 1.0)))
         close(q.eps() @ torch.tensor([1.0, 5.0], dtype=torch.float64) / 1.75, 0.02)
 
 
 def test_a_budget_with_a_vanishing_gradient() -> None:
     q = Quadratic(w=(0.0, 0.0))
-    close(q.update(SAM(budget(0.02))), [0.0, 0.0])
+    close(q.update(SAM(budget(0.02, 1.0))), [0.0, 0.0])
+
+
+@pytest.mark.parametrize("text", ["budget:0.02", "loss:0.5"])
+def test_a_radius_that_a_plateau_does_not_bound_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="RHO_MAX.*without bound on a plateau.*such as 0.1"):
+        parse_rho(text)
+
+
+def test_an_absolute_budget_ends_at_zero() -> None:
+    found = []
+    for step in (0, 79, 80, 90, 99):
+        q = Quadratic()
+        q.update(SAM(parse_rho("loss:0.5:1:0.2")), step)
+        found.append(float(q.eps().norm()) * 5.0990195136 / 0.5)
+    half, last = (1 - math.cos(math.pi / 2)) / 2, (1 - math.cos(math.pi * 0.05)) / 2
+    assert found == pytest.approx([1.0, 1.0, 1.0, half, last])
+
+
+RELATIVE = {
+    "sam": SAM(relative(0.1)),
+    "asam": ASAM(relative(0.1)),
+    "looksam": LookSAM(relative(0.1), layerwise="unit"),
+    "esam": ESAM(relative(0.1), beta=1.0, gamma=1.0),
+    "vasso": VaSSO(relative(0.1)),
+}
+
+
+@pytest.mark.parametrize("key", RELATIVE)
+def test_a_relative_radius_in_any_method(key: str) -> None:
+    """Tensors 1 and 0.5 of one number each: a tenth of each of them."""
+    q = Quadratic(split=True)
+    q.update(RELATIVE[key])
+    close(q.eps(), [0.1, 0.05])
 
 
 @pytest.mark.parametrize("kind", ["unit", "trust"])
