@@ -11,11 +11,12 @@ RUN := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed
 OLDEST := .venv-oldest
 OPTIM := .venv-optim
+NEWEST := .venv-newest
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-distributed test-oldest test-optim check format bench docs clean
+.PHONY: help install demo test test-distributed test-oldest test-newest test-optim check format bench docs clean
 .DELETE_ON_ERROR:
 
 help:  ## list the commands
@@ -24,7 +25,7 @@ help:  ## list the commands
 
 install: $(INSTALLED)  ## set up .venv (done by the others when it is missing or stale)
 
-$(VENV)/bin/python $(OLDEST)/bin/python $(OPTIM)/bin/python: %/bin/python:
+$(VENV)/bin/python $(OLDEST)/bin/python $(OPTIM)/bin/python $(NEWEST)/bin/python: %/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
 	  echo "hf_sam needs Python 3.11 or newer; PYTHON=$(PYTHON) is" \
 	    "'$$($(PYTHON) --version 2>&1)'. Try: make PYTHON=/path/to/python3.11" >&2; exit 1; }
@@ -59,6 +60,12 @@ test-oldest: $(OLDEST)/.installed  ## run the quick tests with the oldest suppor
 
 test-optim: $(OPTIM)/.installed  ## run the tests of optimizers with every package that pip can install
 	OMP_NUM_THREADS=1 $(OPTIM)/bin/python -m pytest tests/test_optimizers.py $(PYTEST_ARGS)
+
+# Unpinned, and upgraded every time: what libraries change is seen on the day they publish it.
+test-newest: $(NEWEST)/bin/python  ## run the quick tests with the newest versions there are
+	$(NEWEST)/bin/python -m pip install -qq --upgrade --upgrade-strategy eager -e '.[dev]'
+	$(NEWEST)/bin/python -m pip list | grep -E '^(torch|transformers|accelerate|peft|trl) '
+	OMP_NUM_THREADS=1 $(NEWEST)/bin/python -m pytest -n 2 $(PYTEST_ARGS)
 
 check: $(INSTALLED)  ## lint (docstrings and complexity too), formatting, types
 	$(RUN) -m ruff check .

@@ -48,7 +48,7 @@ def launches(trainer: Trainer) -> list[tuple[int, int]]:
     activities = [ProfilerActivity.CPU]
     if trainer.args.device.type == "cuda":
         activities.append(ProfilerActivity.CUDA)
-    with profile(activities=activities) as found:
+    with profile(activities=activities, acc_events=True) as found:
         trainer.train()
     events: Any = found.profiler
     return counted((e.start_ns(), e.name()) for e in events.kineto_results.events())

@@ -55,7 +55,9 @@ class OnCPU:
 
     def __init__(self) -> None:
         self.peaks: list[int] = []
-        self._profiler = profile(activities=[ProfilerActivity.CPU], profile_memory=True)
+        self._profiler = profile(
+            activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True
+        )
 
     def __enter__(self) -> OnCPU:
         self._profiler.__enter__()

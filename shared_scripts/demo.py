@@ -264,7 +264,9 @@ def peak_memory(problem: Problem, method: str) -> float:
 
 def _traced_peak(work: Callable[[], None], trace: Path) -> int:
     """Return the largest sum in bytes of what `work` allocated on the CPU and had not freed."""
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+    with profile(
+        activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True
+    ) as profiler:
         work()
     profiler.export_chrome_trace(str(trace))
     events = json.loads(trace.read_text(encoding="utf-8"))["traceEvents"]

@@ -10,7 +10,6 @@ from importlib import metadata
 from pathlib import Path
 
 import pytest
-import torch
 import yaml
 
 import hf_sam
@@ -144,7 +143,7 @@ def test_env(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
     for line in (
         f"- hf-sam: {hf_sam.__version__} (a checkout)",
         f"- transformers: {metadata.version('transformers')}",
-        f"- torch: {torch.__version__}",
+        f"- torch: {metadata.version('torch')}",
         "- no-such-library: not installed",
         "- NCCL_DEBUG: INFO",
     ):

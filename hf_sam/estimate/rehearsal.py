@@ -163,7 +163,9 @@ def _peaks(method: Method, updates: int) -> dict[str, int]:
             pass
 
     gc.collect()  # what is freed later, and was there before, would count as less
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+    with profile(
+        activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True
+    ) as profiler:
         for step in range(updates):
             mark("ascent")
             chain.update(method, step, updates, 3, on_phase=mark)

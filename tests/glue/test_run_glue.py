@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -59,7 +60,7 @@ def test_all_results_joins_the_stages_and_repeats_the_run(
     assert "learning_rate" not in joined["arguments"]
     assert f"--data_dir={glue_dir}" in joined["command"]
     assert "secret" not in json.dumps(joined)
-    assert joined["versions"]["torch"] == torch.__version__
+    assert joined["versions"]["torch"] == metadata.version("torch")
 
 
 def test_predictions_name_the_classes(flags: Flags, glue_dir: Path, tmp_path: Path) -> None:

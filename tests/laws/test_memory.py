@@ -140,7 +140,7 @@ def mark(name: str) -> None:
 def counted(work: Callable[[], None]) -> Peaks:
     """Return the most bytes alive after each mark, beyond those before the work."""
     gc.collect()  # what is freed later, and was there before, would count as less
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as found:
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as found:
         work()
     peaks, now, name = {"": 0}, 0, ""
     for event in sorted(found.profiler.kineto_results.events(), key=lambda e: e.start_ns()):

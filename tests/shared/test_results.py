@@ -3,6 +3,7 @@
 
 import time
 from dataclasses import dataclass, field
+from importlib import metadata
 from pathlib import Path
 
 import numpy as np
@@ -90,7 +91,7 @@ def test_the_origin_of_a_run_keeps_no_secret() -> None:
     assert run["arguments"] == {"rate": 0.2}
     start = "python glue_scripts/run_glue.py "
     assert run["command"] == start + "--token ... --hub-token=... --rate 0.2"
-    assert run["versions"]["torch"] == torch.__version__
+    assert run["versions"]["torch"] == metadata.version("torch")
 
 
 def test_predictions_of_numbers_and_of_names(tmp_path: Path) -> None:
