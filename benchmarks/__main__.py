@@ -20,7 +20,7 @@ import transformers
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from benchmarks import cells, machine, pages
+from benchmarks import cells, figures, machine, pages
 
 OUTPUT = Path("outputs/bench")
 
@@ -44,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     transformers.utils.logging.set_verbosity_error()
     failed = _measure(wanted, settings.output_dir)
-    page = pages.write(settings.output_dir)
+    page = write(settings.output_dir)
     print(f"Tables and pictures: {page}")
     return len(failed)
 
@@ -75,6 +75,16 @@ def _measure(wanted: Sequence[cells.Cell], folder: Path) -> list[str]:
                 gc.collect()
             progress.advance(task)
     return failed
+
+
+def write(folder: Path) -> Path:
+    """Write the page and the pictures of the cells in a folder into it; return the page."""
+    found = {path.stem: machine.read(path) for path in sorted(folder.glob("*.json"))}
+    figures.draw_cells(found, folder)
+    page = folder / "README.md"
+    body = "\n".join(pages.sections(found, {}, folder=""))
+    page.write_text(f"# Benchmarks of this machine\n\n{body}", encoding="utf-8")
+    return page
 
 
 if __name__ == "__main__":

@@ -6,30 +6,34 @@ python -m benchmarks.evidence run benchmarks/plans/evidence-sst2.json --output_d
 python -m benchmarks.evidence collect benchmarks/plans/evidence-sst2.json --output_dir runs
 python -m benchmarks.evidence page
 
-A plan is one of `benchmarks.glue`, its runs named SETTING-SCHEDULE-METHOD-seedN, in the order in
-which they are made. `run` skips what is finished; `collect` writes what is finished into
-`benchmarks/results/PLAN.json`; `page` writes EVIDENCE.md from there, "not measured" for the rest.
+A plan is `{"common": {FLAG: VALUE}, "runs": {NAME: {FLAG: VALUE}}}`, flags of `run_glue.py`; its
+runs are named SETTING-SCHEDULE-METHOD-seedN, in the order in which they are made. `run` skips what
+is finished; `collect` writes what is finished into `benchmarks/results/PLAN.json`; `page` writes
+EVIDENCE.md from there, "not measured" for the rest.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import re
 import statistics
 import subprocess
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
 
-from benchmarks import glue, machine
+from benchmarks import machine
 from benchmarks.markdown import markdown, spread
 from hf_sam.compare.paired import Paired, in_words, paired, signed
 from hf_sam.compare.rows import NONE
 from hf_sam.compare.runs import Run, left_behind
 from hf_sam.compare.summary import POINTS
 
+SCRIPT = machine.ROOT / "glue_scripts" / "run_glue.py"
 PAGE = machine.RESULTS.parent / "EVIDENCE.md"
 NOISES = (0, 20, 40)
 NAME = re.compile(r"(?P<setting>[^-]+)-(?P<schedule>[^-]+)-(?P<method>.+)-seed(?P<seed>\d+)")
@@ -77,15 +81,38 @@ def prepare(source: Path, folder: Path, count: int = 1000, words: int = 12) -> N
     by_length.to_csv(folder / "sst2-validation.csv", index=False)  # so that little is padded
 
 
+def read_plan(path: Path) -> dict[str, dict[str, Any]]:
+    """Return the flags of every run of a plan by name."""
+    plan = machine.read(path)
+    return {name: plan["common"] | own for name, own in plan["runs"].items()}
+
+
+def run_glue(flags: dict[str, Any], folder: Path) -> None:
+    """Run the script with `flags`; what it says goes to the folder's `.log` file beside it.
+
+    Raises:
+        subprocess.CalledProcessError: the run failed.
+    """
+    words = []
+    for name, value in flags.items():
+        items = value if isinstance(value, list) else [value]
+        texts = [json.dumps(item) if isinstance(item, dict) else str(item) for item in items]
+        words += [f"--{name}", *texts]
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with Path(f"{folder}.log").open("w", encoding="utf-8") as log:
+        command = [sys.executable, str(SCRIPT), *words]
+        subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, check=True)
+
+
 def run(plan: Path, output_dir: Path) -> None:
     """Make the runs of a plan that are not finished; the weights of finished ones are deleted."""
-    for name, flags in glue.read_plan(plan).items():
+    for name, flags in read_plan(plan).items():
         folder = output_dir / name
         if (folder / "eval_results.json").is_file():
             continue
         print(f"{name}: running, see {folder}.log", flush=True)
         try:
-            glue.run_glue(flags | {"output_dir": str(folder)}, folder)
+            run_glue(flags | {"output_dir": str(folder)}, folder)
         except subprocess.CalledProcessError as error:
             print(f"{name}: failed: {error}")
         for weights in folder.glob("*.safetensors"):
@@ -95,7 +122,7 @@ def run(plan: Path, output_dir: Path) -> None:
 def collect(plan: Path, output_dir: Path, results: Path) -> Path:
     """Write the numbers of all finished runs of a plan into one file, and return it."""
     runs = []
-    for name in glue.read_plan(plan):
+    for name in read_plan(plan):
         if not (output_dir / name / "eval_results.json").is_file():
             continue
         found = left_behind(output_dir / name)
@@ -215,7 +242,7 @@ def schedules_part(runs: Runs, schedules: Sequence[str]) -> Iterator[str]:
 
 def section(plan: Path, runs: Runs, setting: str, about: str) -> list[str]:
     """Return the text of one setting."""
-    planned = [named(name) for name in glue.read_plan(plan)]
+    planned = [named(name) for name in read_plan(plan)]
     rows = dict.fromkeys((n["schedule"], n["method"]) for n in planned if n["setting"] == setting)
     schedules = list(dict.fromkeys(schedule for schedule, _ in rows))
     own = [run for run in runs if run["setting"] == setting]

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,13 +11,10 @@ import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
-from matplotlib.ticker import MaxNLocator
 
 from benchmarks.costs import costs
-from benchmarks.glue import metric_of
 from benchmarks.loops import RIVALS
 from benchmarks.pages import Entry, Results, entries, usual, usual_cost
-from benchmarks.radius import Line, lines
 from benchmarks.rows import TARGETS
 
 INK, SOFT, LINE, MISS = "#1f2933", "#7b8794", "#2563a8", "#c2410c"
@@ -146,80 +142,6 @@ def _draw_bars(extra: Mapping[str, float], title: str, path: Path) -> None:
     axes.set_xlabel("peak memory beyond none, in copies of the trainable parameters (P)")
     axes.set_title(title, loc="left", fontsize=11)
     _finish(figure, axes, path, "x")
-
-
-def draw_radius(result: dict[str, Any], path: Path) -> None:
-    """Draw the gain over `none` against the mean length of the perturbations, a line per family."""
-    figure, axes = plt.subplots(figsize=(8.5, 4.4), layout="constrained")
-    axes.axhline(0.0, color=INK, lw=1.2)
-    families: dict[str, list[Line]] = {}
-    for line in lines(result):
-        if line.norm is not None:
-            families.setdefault(_family(line.name), []).append(line)
-    for i, (family, own) in enumerate(families.items()):
-        own.sort(key=lambda line: line.norm or 0.0)
-        x = [line.norm for line in own]
-        colour = COLOURS[(i + 1) % len(COLOURS)]
-        axes.plot(x, [statistics.fmean(v.gains) for v in own], "o-", color=colour, label=family)
-        for line in own:
-            axes.plot([line.norm] * len(line.gains), line.gains, ".", color=colour, alpha=0.45)
-    axes.set_xscale("log")
-    axes.set_xlabel("mean length of the perturbations")
-    axes.set_title(
-        f"{path.stem}: {metric_of(result['task']).replace('_', ' ')} beyond that of none with the "
-        "same seed, in points",
-        loc="left",
-        fontsize=11,
-    )
-    axes.legend(fontsize=9, frameon=False)
-    _finish(figure, axes, path, "y")
-
-
-def _family(name: str) -> str:
-    """Return a setting's name without its number: `rho 0.05` is of `rho`."""
-    return " ".join(word for word in name.split() if not word.replace(".", "").isdigit())
-
-
-def draw_scores(results: Sequence[dict[str, Any]], path: Path) -> None:
-    """Draw a task's main metric over the epochs, one line per run."""
-    metric = metric_of(results[0]["task"])
-    figure, axes = plt.subplots(figsize=(8.5, 4.2), layout="constrained")
-    ends = []
-    for i, result in enumerate(r for r in results if len(r["history"]) > 1):
-        colour = COLOURS[i % len(COLOURS)]
-        epochs = [entry["epoch"] for entry in result["history"]]
-        scores = [100 * entry[f"eval_{metric}"] for entry in result["history"]]
-        axes.plot(epochs, scores, "o-", color=colour, lw=1.8, ms=4.5)
-        ends.append((scores[-1], epochs[-1], f"{result['name']} ({max(scores):.1f})", colour))
-    _label(axes, ends)
-    axes.set_xlabel("epoch")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.set_title(
-        f"{results[0]['task'].upper()}: validation {metric.replace('_', ' ')} in percent "
-        "(in brackets: the best)",
-        loc="left",
-        fontsize=11,
-    )
-    axes.set_xmargin(0.03)
-    _finish(figure, axes, path, "y")
-
-
-def _label(axes: Any, ends: Sequence[tuple[float, float, str, str]]) -> None:
-    """Name every line at its end, names that would overlap pushed apart."""
-    low, high = axes.get_ylim()
-    gap, last = (high - low) / 22, float("-inf")
-    right = max(x for _, x, _, _ in ends)
-    for y, x, name, colour in sorted(ends):
-        last = max(y, last + gap)
-        axes.annotate(
-            name,
-            (x, y),
-            (right * 1.02, last),
-            color=colour,
-            fontsize=9,
-            va="center",
-            annotation_clip=False,
-        )
 
 
 def _finish(figure: Any, axes: Any, path: Path, grid: str) -> None:

@@ -5,10 +5,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from benchmarks import machine
 from benchmarks.costs import Cost, costs
 from benchmarks.loops import RIVALS
 from benchmarks.markdown import MB, markdown
@@ -345,15 +343,3 @@ def _held(of: Mapping[tuple[str, str], Result], task: str, method: str) -> str:
         return text
     extra = result["max_memory_bytes"] - plain["max_memory_bytes"]
     return f"{text} ({extra / MB:+.0f}, {extra / result['parameter_bytes']:.2f} P)"
-
-
-def write(folder: Path) -> Path:
-    """Write the page and the pictures of the cells in a folder into it; return the page."""
-    from benchmarks import figures
-
-    cells = {path.stem: machine.read(path) for path in sorted(folder.glob("*.json"))}
-    figures.draw_cells(cells, folder)
-    page = folder / "README.md"
-    body = "\n".join(sections(cells, {}, folder=""))
-    page.write_text(f"# Benchmarks of this machine\n\n{body}", encoding="utf-8")
-    return page

@@ -12,8 +12,9 @@ from typing import Any
 
 import yaml
 
-from benchmarks import machine, radius
+from benchmarks import machine
 from benchmarks.markdown import markdown, spread
+from benchmarks.studies import plan
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs/choosing.md"
@@ -45,12 +46,12 @@ def tables() -> str:
 def ours() -> Iterator[tuple[str, ...]]:
     """Yield a row for every setting of every study; the first one says the task."""
     for study in STUDIES:
-        result = machine.read(machine.RESULTS / f"{study}.json")
-        task = result["about"]
-        for line in radius.lines(result):
-            if line.name != radius.NONE:
-                better, seeds = sum(gain > 0 for gain in line.gains), len(line.gains)
-                yield task, line.name, str(seeds), spread(line.gains), f"{better} of {seeds}"
+        task = plan(study)["about"].split(". ")[0].strip().rstrip(".")
+        for line in machine.read(machine.RESULTS / f"{study}.json")["settings"][0]["lines"]:
+            if found := line["difference"]:
+                gains = found["values"]
+                better = f"{found['better']} of {len(gains)}"
+                yield task, f"`{line['method']}`", str(len(gains)), spread(gains), better
                 task = ""
 
 

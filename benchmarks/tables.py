@@ -1,19 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`python -m benchmarks.tables` writes README.md and the pictures from the results, as they are."""
+"""`python -m benchmarks.tables` writes README.md, CIFAR10.md and the pictures from the results."""
 
 from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks import machine, pages
+from benchmarks import figures, machine, pages, studies
 from benchmarks.costs import Cost, costs
-from benchmarks.glue import metric_of
-from benchmarks.markdown import MB, markdown, spread, where
-from benchmarks.radius import NONE, lines
+from benchmarks.markdown import MB, markdown, where
 from hf_sam import METHODS
 from hf_sam.host.card import MEASURED
 
@@ -34,11 +32,8 @@ and its pictures are written by `python -m benchmarks.tables`; do not edit them.
 | `python -m benchmarks --only sam --list` | which parts of that there are |
 | `python -m benchmarks.methods ...` | the same for a model and a task of yours, on CPU or GPU |
 | `python -m benchmarks.glue_memory ...` | peak memory of methods on GLUE tasks |
-| `python -m benchmarks.glue run PLAN` | the accuracy runs of a plan (`plans/`), resumable |
-| `python -m benchmarks.glue collect DIR ...` | takes over finished runs of `run_glue.py` |
-| `python -m benchmarks.radius run PLAN` | a study of the radius, resumable |
+| `python -m benchmarks.studies NAME` | one of `plans/`: radii, GLUE, [CIFAR-10](CIFAR10.md) |
 | `python -m benchmarks.evidence ...` | few examples, wrong labels: [EVIDENCE.md](EVIDENCE.md) |
-| `python -m benchmarks.cifar10 ...` | image classifiers on CIFAR-10: [CIFAR10.md](CIFAR10.md) |
 | `python -m benchmarks.gpu ...` | all that needs a GPU, in a few minutes: see below |
 | `python -m benchmarks.tables` | this page |
 
@@ -91,35 +86,12 @@ that of the first batches, without dropout, before and after the run.
 ![seconds per update relative to none]({picture})
 """
 
-RADIUS = """\
-## Which radius? {task}
+CIFAR10 = """\
+# CIFAR-10
 
-{about}.
-
-Seeds {seeds}; {hardware}; the score after the last update in percent, mean and standard deviation
-over the seeds; the gain over `none` is taken seed by seed, *loss* on the same examples.
-*Length* is the mean length of the perturbations. Every command is in `{file}`.
-
-```bash
-{prepare}
-{command}
-```
-
-{table}
-
-![score over the radius]({picture})
-"""
-
-SCORES = """\
-## What it brings: {title}
-
-{table}
-"""
-
-SCORES_NOTE = """
-*Best* is the best of the evaluations during the training, after that many epochs; *last* is the
-model at the end. Memory is the peak of the process on a CPU, of torch's allocator on a GPU.
-Seconds are in the results, but these runs shared their machine: compare times above.
+What SAM and its variants bring to image classifiers trained from scratch. Every number comes from a
+file in `results/`; this page is written by `python -m benchmarks.tables`; do not edit it. The
+recipes are in [vision_scripts/recipes](../vision_scripts/recipes).
 """
 
 
@@ -204,98 +176,6 @@ def cost_section(result: Result, picture: str) -> str:
     )
 
 
-def radius_section(name: str, result: Result) -> str:
-    """Return what the page says about one result of `benchmarks.radius`."""
-    seeds = sorted({run["seed"] for run in result["runs"]})
-    metric = metric_of(result["task"]).replace("_", " ")
-    rows = [
-        [
-            line.name,
-            str(len(line.scores)),
-            spread(line.scores),
-            "" if line.name == NONE else spread(line.gains),
-            spread(line.losses, 3),
-            "" if line.norm is None else f"{line.norm:.3f}",
-        ]
-        for line in lines(result)
-    ]
-    hardware = result["hardware"]
-    return RADIUS.format(
-        task=" ".join(dict.fromkeys([name.removeprefix("radius-"), result["task"]])).upper(),
-        about=result["about"],
-        prepare=result["prepare"],
-        seeds=", ".join(map(str, seeds)),
-        hardware=hardware.get("gpu", f"{hardware['cpu']}, {hardware['cores']} cores"),
-        file=f"results/{name}.json",
-        command=result["command"],
-        table=markdown(["setting", "seeds", metric, "gain over `none`", "loss", "length"], rows),
-        picture=f"results/{name}.png",
-    )
-
-
-def score_sections(results: Sequence[Result]) -> list[str]:
-    """Return what the page says about the GLUE runs, a section per task."""
-    sections = []
-    for task in dict.fromkeys(result["task"] for result in results):
-        runs = sorted((r for r in results if r["task"] == task), key=_order)
-        sections.append(SCORES.format(title=task.upper(), table=_score_table(runs)))
-    return sections + [SCORES_NOTE] if sections else []
-
-
-def _order(result: Result) -> tuple[Any, ...]:
-    method = result["all_results"]["sam"]["method"]
-    return (_schedule(result), method["name"] != "Plain", method["name"], str(method.get("rho")))
-
-
-def _score_table(results: Sequence[Result]) -> str:
-    head = ["run", "method", "radius", "schedule", "seed", "best", "last", "max memory (MB)"]
-    return markdown(head, [_score_row(result) for result in results])
-
-
-def _score_row(result: Result) -> list[str]:
-    everything = result["all_results"]
-    method, arguments = everything["sam"]["method"], everything["arguments"]
-    best = _scores(result["best"], result["task"])
-    if result["history"]:
-        best += f" (epoch {result['best']['epoch']:g})"
-    return [
-        result["name"],
-        f"`{arguments.get('sam', 'sam')}`",
-        _radius(method),
-        _schedule(result),
-        str(arguments.get("seed", 42)),
-        best,
-        _scores(result["final"], result["task"]),
-        f"{everything['max memory (MB)']:.0f}",
-    ]
-
-
-def _radius(method: dict[str, Any]) -> str:
-    rho = method.get("rho")
-    return "" if rho is None else f"{rho:g}" if isinstance(rho, float) else str(rho)
-
-
-def _schedule(result: Result) -> str:
-    arguments = result["all_results"]["arguments"]
-    batch = arguments.get("per_device_train_batch_size", 8)
-    words = ["in bfloat16"] if arguments.get("bf16") else []
-    if arguments.get("train_sampling_strategy") == "group_by_length":
-        words.append("by length")
-    epochs = arguments.get("num_train_epochs", 3)
-    if arguments.get("max_steps", -1) > 0:
-        return ", ".join([f"{arguments['max_steps']} updates of {batch}", *words])
-    many = f"{epochs:g} epoch" + ("s" if epochs != 1 else "")
-    return ", ".join([f"{many}, batches of {batch}", *words])
-
-
-def _scores(scores: dict[str, float], task: str) -> str:
-    main = metric_of(task)
-    others = ("accuracy", "f1", "accuracy_mm", "matthews_correlation", "pearson", "spearmanr")
-    names = [main] + [name for name in others if name != main and f"eval_{name}" in scores]
-    short = {"accuracy": "acc", "matthews_correlation": "MCC", "f1": "F1", "accuracy_mm": "acc mm"}
-    return ", ".join(f"{short.get(n, n)} {100 * scores[f'eval_{n}']:.1f}" for n in names)
-
-
 def page_of(folder: Path) -> str:
     """Return the page of a folder of results and its folders `cells` and `memory`."""
     return readme(*(read_results(part) for part in (folder, folder / "cells", folder / "memory")))
@@ -319,25 +199,19 @@ def readme(
             parts.append(cost_section(result, f"results/{name}.png"))
             if has_memory(result):
                 parts.append(f"![peak memory beyond none in P](results/{name}-memory.png)\n")
-    parts += [radius_section(n, r) for n, r in results.items() if r["kind"] == "radius"]
     parts += pages.sections(cells or {}, memory or {})
-    glue = [result for result in results.values() if result["kind"] == "glue"]
-    parts += score_sections(glue)
-    parts += [
-        f"![{task.upper()} over the epochs](results/glue-{task}.png)\n"
-        for task in tasks_with_curves(glue)
-    ]
+    parts += studies.sections(results)
     return "\n".join(parts)
+
+
+def cifar10(results: dict[str, Result]) -> str:
+    """Return the page about CIFAR-10."""
+    return "\n".join([CIFAR10, *studies.sections(results, "CIFAR10.md")])
 
 
 def has_memory(result: Result) -> bool:
     """Whether a result of `benchmarks.methods` was made with `--memory`."""
     return all(row.get("memory") for row in result["rows"])
-
-
-def tasks_with_curves(results: Iterable[Result]) -> list[str]:
-    """Return the tasks that were evaluated more than once in some run."""
-    return list(dict.fromkeys(r["task"] for r in results if len(r["history"]) > 1))
 
 
 def read_results(folder: Path) -> dict[str, Result]:
@@ -365,8 +239,6 @@ def measured(result: Result) -> str:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Write the page and its pictures."""
-    from benchmarks import figures
-
     parser = argparse.ArgumentParser(prog="python -m benchmarks.tables", description=__doc__)
     parser.add_argument("--results", type=Path, default=machine.RESULTS)
     folder = parser.parse_args(argv).results
@@ -376,17 +248,12 @@ def main(argv: Sequence[str] | None = None) -> None:
             figures.draw_costs(result, folder / f"{name}.png")
             if has_memory(result):
                 figures.draw_memory(result, folder / f"{name}-memory.png")
-        elif result["kind"] == "radius":
-            figures.draw_radius(result, folder / f"{name}.png")
-    glue = [result for result in results.values() if result["kind"] == "glue"]
-    for task in tasks_with_curves(glue):
-        figures.draw_scores([r for r in glue if r["task"] == task], folder / f"glue-{task}.png")
     figures.draw_cells(read_results(folder / "cells"), folder)
     if folder == machine.RESULTS:
         MEASURED.write_text(measured(results[SHOWN]), encoding="utf-8")
-    page = folder.parent / "README.md"
-    page.write_text(page_of(folder), encoding="utf-8")
-    print(f"wrote {page}")
+    for name, text in (("README.md", page_of(folder)), ("CIFAR10.md", cifar10(results))):
+        (folder.parent / name).write_text(text, encoding="utf-8")
+        print(f"wrote {folder.parent / name}")
 
 
 if __name__ == "__main__":

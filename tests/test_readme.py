@@ -166,8 +166,9 @@ def spread(values: Sequence[float]) -> str:
 
 def scores(name: str, setting: str) -> dict[int, float]:
     """Percent by seed."""
-    runs = read(f"radius-{name}")["runs"]
-    return {run["seed"]: 100 * run["score"] for run in runs if run["name"] == setting}
+    lines = read(f"radius-{name}")["settings"][0]["lines"]
+    line = next(line for line in lines if line["method"] == setting)
+    return dict(zip(line["seeds"], line["scores"], strict=True))
 
 
 def gain(name: str, setting: str) -> str:
@@ -209,11 +210,11 @@ def demo_row() -> str:
 
 
 def radius_row(name: str, what: str) -> str:
-    plain, own = (list(scores(name, setting).values()) for setting in ("none", "rho 0.01"))
+    plain, own = (list(scores(name, setting).values()) for setting in ("none", "sam:rho=0.01"))
     return (
         f"| {what}, MiniLM, rho 0.01, {len(own)} seeds | {spread(plain)} | {spread(own)} "
-        f"({gain(name, 'rho 0.01')}) | `python -m benchmarks.radius run "
-        f"benchmarks/plans/radius-{name}.json` |"
+        f"({gain(name, 'sam:rho=0.01')}) | "
+        f"`python -m benchmarks.studies radius-{name}` |"
     )
 
 
@@ -233,13 +234,13 @@ def test_its_table_is_what_was_measured() -> None:
 
 
 def test_its_sentence_on_the_textbook_radius() -> None:
-    sentence = f"The textbook radius of 0.05 *loses* on MRPC: {gain('mrpc', 'rho 0.05')} points"
+    sentence = f"The textbook radius of 0.05 *loses* on MRPC: {gain('mrpc', 'sam:rho=0.05')} points"
     assert sentence in TEXT
 
 
 def test_no_gain_in_fine_tuning_is_beyond_noise() -> None:
     """What README says of the radius that it recommends, as long as it is so."""
     for name in ("cola", "mrpc"):
-        plain, own = scores(name, "none"), scores(name, "rho 0.01")
+        plain, own = scores(name, "none"), scores(name, "sam:rho=0.01")
         differences = [own[seed] - plain[seed] for seed in own]
         assert abs(statistics.fmean(differences)) < 2 * statistics.stdev(differences)
