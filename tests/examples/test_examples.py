@@ -62,7 +62,7 @@ def lines(folder: Path, rows: list[dict[str, Any]], split: str = "train") -> str
 
 def trained(trainer: Any, out: Path) -> None:
     """The run perturbed every update, and left its model."""
-    (entry,) = [e for e in trainer.state.log_history if "sam/sharpness" in e][-1:]
+    (entry,) = [e for e in trainer.state.log_history if "sam/perturbation_norm" in e][-1:]
     assert entry["sam/share_perturbed_updates"] == 1
     assert entry["sam/perturbation_norm"] == pytest.approx(0.01, rel=1e-3)
     assert list(out.glob("*.safetensors")) + list(out.glob("0_*/*.safetensors"))
@@ -117,6 +117,21 @@ def test_summarization(tmp_path: Path) -> None:
     given += ["--predict_with_generate", "--sam=sam", "--sam_rho=0.01"]
     trainer = example("summarization").main(given)
     trained(trainer, out)
+
+
+def test_unlearning(tmp_path: Path) -> None:
+    """What is to be forgotten becomes unlikelier, and what is to stay does not."""
+    folder, out = model_folder(tmp_path / "llama", llama()), tmp_path / "out"
+    given = [f"--model_name_or_path={folder}", f"--output_dir={out}", "--max_length=8", *COMMON]
+    for name, start, count in (("forget", 0, 8), ("retain", 20, 5)):
+        rows = [{"text": words(start + i % 3)} for i in range(count)]
+        file = Path(lines(tmp_path / name, rows)) / "train.jsonl"
+        given.append(f"--{name}_file={file}")
+    given += ["--logging_steps=1", "--sam=sam", "--sam_rho=0.01", "--gamma=3", "--max_steps=6"]
+    trainer = example("unlearning").main([*given, "--learning_rate=0.01"])
+    trained(trainer, out)
+    losses = [e["sam/ascent_loss"] for e in trainer.state.log_history if "sam/ascent_loss" in e]
+    assert losses[-1] < losses[0] - 0.01, "minus the loss of what is to be forgotten"
 
 
 def test_a_hand_written_loop_is_the_trainer(tmp_path: Path) -> None:
