@@ -10,12 +10,14 @@ and an update with p gradients of which a are averaged over ranks needs
 
     DDP          a all-reduces of G
     FSDP2        p times: two all-gathers of W (forward, backward), a reduce-scatter of G
-    ZeRO-1, -2   plain: a reduce-scatter of G, an all-gather of W
+    ZeRO-1, -2   plain: an all-reduce of G, an all-gather of the updated weights
                  SAM: the same to hand the update over, and a all-reduces of G
 
 a is p where ranks share one perturbation (global ascent) and 1 where each perturbs with its own
 gradient (local ascent, under DDP and DeepSpeed, for methods that allow it). P is G under DDP and
-DeepSpeed, G/n under FSDP2: there whatever a method keeps is sharded as the weights are.
+DeepSpeed, G/n under FSDP2: there whatever a method keeps is sharded as the weights are. FSDP2
+gathers modules that it does not wrap by themselves once in a pass, which sends less. DeepSpeed sums
+whole buckets on all ranks, at both stages, unless `use_multi_rank_bucket_allreduce` is false.
 """
 
 from __future__ import annotations
@@ -112,5 +114,5 @@ def sent(setting: Setting, gradients: float, averaged: float, plain: bool) -> fl
         return 2 * averaged * trained
     if setting.engine == "fsdp2":
         return gradients * (2 * weights + trained)
-    handed = trained + trained  # gradients to their owners, updated weights to all
+    handed = 2 * trained + trained  # gradients summed, updated weights to all
     return handed if plain else handed + 2 * averaged * trained

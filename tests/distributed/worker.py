@@ -14,9 +14,9 @@ if ONE_DEVICE in sys.argv:  # accelerate takes the device of this number
 
 import torch  # noqa: E402
 
-from tests.distributed import fsdp_jobs, jobs, zero_jobs  # noqa: E402
+from tests.distributed import fsdp_jobs, jobs, traffic_jobs, zero_jobs  # noqa: E402
 
-JOBS = jobs.JOBS | fsdp_jobs.JOBS | fsdp_jobs.GPU_JOBS | zero_jobs.JOBS
+JOBS = jobs.JOBS | fsdp_jobs.JOBS | fsdp_jobs.GPU_JOBS | zero_jobs.JOBS | traffic_jobs.JOBS
 
 
 def main() -> None:

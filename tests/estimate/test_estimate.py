@@ -69,9 +69,9 @@ def test_bytes_by_hand() -> None:
     assert sent(fsdp2, 1, 1, plain=True) == 3 * ring
     assert sent(fsdp2, 2, 2, plain=False) == 6 * ring
     zero = Setting(1e6, 1e6, 4, "zero2", "fp32")
-    assert sent(zero, 1, 1, plain=True) == 2 * ring
-    assert sent(zero, 2, 1, plain=False) == 4 * ring
-    assert sent(zero, 2, 2, plain=False) == 6 * ring
+    assert sent(zero, 1, 1, plain=True) == 3 * ring
+    assert sent(zero, 2, 1, plain=False) == 5 * ring
+    assert sent(zero, 2, 2, plain=False) == 7 * ring
     half = Setting(1e6, 1e6, 4, "fsdp2", "bf16")
     assert sent(half, 1, 1, plain=True) == 1.5 * ring
     lora = Setting(1e6, 1e4, 4, "ddp", "fp32")
