@@ -97,6 +97,7 @@ def predicted(method: Method, batch: int) -> Work:
         "MomentumSAM": lambda m: 1,
         "PreviousSAM": lambda m: 1,
         "BiLoRA": lambda m: 1,
+        "FlatLoRA": lambda m: 1,
         "BilateralSAM": lambda m: 2 + m.ascent_fraction,
         "LookSAM": lambda m: 1 + m.ascent_fraction / m.k,
         "SSSAM": lambda m: 1 + m.ascent_fraction * _mean_probability(m),

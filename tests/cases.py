@@ -36,6 +36,7 @@ class Case:
         blind: numbers of the passes whose loss takes no part in the update, so that an overflow of
             it is none: `functional_sam` keeps the slopes of its first pass (law 12).
         one_pass: perturbs though it makes one pass.
+        layer_p: memory beside, in copies of the largest layer's weight.
         head: stands behind the output head, whose gradient it holds where micro-batches share a
             perturbation.
     """
@@ -58,6 +59,7 @@ class Case:
     moves: bool = False
     blind: tuple[int, ...] = ()
     one_pass: bool = False
+    layer_p: float = 0.0
     head: bool = False
 
     def toy(self, model: str) -> str:
@@ -187,6 +189,17 @@ CASES = [
         extra_p=4.0,
         launches=2000,
         stateful=True,
+        adapters=True,
+        one_pass=True,
+    ),
+    Case(
+        "flat_lora",
+        passes=lambda step, total: 1,
+        options={"sigma": 0.2},
+        extra_p=0.0,
+        rho_zero={"sigma": 0.0},
+        layer_p=1.0,
+        launches=2400,
         adapters=True,
         one_pass=True,
     ),

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,12 @@ import torch
 from torch import Tensor, nn
 from transformers import Trainer
 
-from hf_sam import BAR, METHODS, BiLoRA, Landscape, Progress, Vector
+from hf_sam import BAR, METHODS, BiLoRA, FlatLoRA, Landscape, Progress, Vector
 from hf_sam.engine.accelerated import AcceleratedEngine
 from hf_sam.host.adapters import layers_of
-from hf_sam.landscape import Layer, Pair
+from hf_sam.landscape import Layer, Pair, changed
 from hf_sam.landscape.layers import is_changed
+from hf_sam.methods.flat_lora import under
 from hf_sam.vector import WHOLE
 from tests.cases import CASES, Case
 from tests.toys import (
@@ -234,6 +236,160 @@ class TestBiLoRA:
         second = method.second(toy.landscape(3, **where), where["layers"]())
         assert all(torch.equal(a, b) for a, b in zip(second[:2], before, strict=True))
         assert second[4].shape == (2, 6) and not second[5].any() and "count" not in method.state
+
+
+class Quantised(nn.Linear):
+    """A linear layer that stores whole numbers and a scale per row, as 8-bit layers do."""
+
+    def __init__(self, dense: nn.Linear, levels: int = 127) -> None:
+        super().__init__(dense.in_features, dense.out_features, bias=dense.bias is not None)
+        scale = dense.weight.detach().abs().amax(1, keepdim=True) / levels
+        whole = (dense.weight.detach() / scale).round().to(torch.int8)
+        self.weight = nn.Parameter(whole, requires_grad=False)
+        self.bias = None if dense.bias is None else nn.Parameter(dense.bias.detach().clone())
+        self.register_buffer("scale", scale)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return x W' + bias for the stored W."""
+        return nn.functional.linear(x, self.dense().to(x.dtype), self.bias)
+
+    def dense(self) -> Tensor:
+        """Return W."""
+        return self.weight * self.scale
+
+
+def quantised(levels: int = 127) -> nn.Module:
+    """The classifier whose adapted layers are quantised."""
+    model = bert()
+    for block in model.bert.encoder.layer:
+        for name in TARGETS:
+            attention = block.attention.self
+            setattr(attention, name, Quantised(getattr(attention, name), levels))
+    given = {"task_type": "SEQ_CLS", "r": 2, "target_modules": TARGETS}
+    torch.manual_seed(5)
+    return peft.get_peft_model(model, peft.LoraConfig(**given))
+
+
+class TestQuantisedBases:
+    """Of 8 and of 4 bits, by a stand-in."""
+
+    @pytest.mark.parametrize("levels", [127, 7])
+    @pytest.mark.parametrize("key", ["sam", *(c.key for c in CASES if c.adapters)])
+    def test_no_bit_of_the_base_moves(self, key: str, levels: int, tmp_path: Path) -> None:
+        """And the adapter returns exactly: with a learning rate of zero it stays as it is."""
+        for rate in (0.0, 1e-2):
+            model = quantised(levels)
+            before = {name: t.clone() for name, t in model.state_dict().items()}
+            train(tmp_path, built=model, sam=key, max_steps=4, optim="sgd", learning_rate=rate)
+            moved = {n for n, t in model.state_dict().items() if not torch.equal(t, before[n])}
+            assert (len(moved) > 0) == (rate > 0)
+            assert all("lora_" in name or "classifier" in name for name in moved)
+
+    def test_noise_through_the_forward_is_noise_on_the_weight(self) -> None:
+        """Norms, outputs and gradients are those of a dense layer of the same weight."""
+        method, found = FlatLoRA(sigma=0.4), []
+        for kind in ("dense", "quantised"):
+            toy = AdaptedBowl()
+            stored = Quantised(toy.base).requires_grad_(False)
+            dense = nn.Linear(6, 4, bias=False, dtype=torch.float64).requires_grad_(False)
+            dense.weight.copy_(stored.dense())
+            toy.base = dense if kind == "dense" else stored
+            at = toy.landscape(9, total=12)
+            norms = method.rows(at, toy.layers()[0])
+            a, b = toy.params[:2]
+            whole = (dense.weight + toy.SCALE * b @ a).detach()
+            torch.testing.assert_close(norms, whole.norm(dim=1), atol=1e-12, rtol=1e-12)
+            found.append([*method(at)[:3], at.loss])
+        for one, other in zip(*found, strict=True):
+            torch.testing.assert_close(one, other, atol=1e-12, rtol=1e-12)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize("key", ["sam", *(c.key for c in CASES if c.adapters)])
+def test_a_base_of_bitsandbytes(key: str, bits: int, tmp_path: Path) -> None:
+    """No bit of it moves, and training goes on."""
+    bnb = pytest.importorskip("bitsandbytes")
+    model = bert()
+    for block in model.bert.encoder.layer:
+        for name in TARGETS:
+            old = getattr(block.attention.self, name)
+            sizes = old.in_features, old.out_features
+            new = (
+                bnb.nn.Linear4bit(*sizes)
+                if bits == 4
+                else bnb.nn.Linear8bitLt(*sizes, has_fp16_weights=False)
+            )
+            new.load_state_dict(old.state_dict())
+            setattr(block.attention.self, name, new)
+    model = model.to("cuda")
+    given = {"task_type": "SEQ_CLS", "r": 2, "target_modules": TARGETS}
+    model = peft.get_peft_model(model, peft.LoraConfig(**given))
+    before = {n: p.detach().clone() for n, p in model.named_parameters() if not p.requires_grad}
+    trainer = train(tmp_path, built=model, sam=key, max_steps=4, use_cpu=False)
+    for name, p in model.named_parameters():
+        assert name not in before or torch.equal(p, before[name]), name
+    assert all(math.isfinite(loss) for loss in logged(trainer))
+
+
+class TestFlatLoRA:
+    def test_by_hand(self) -> None:
+        """A row (3, 4) with two inputs, sigma = 0.05 at half of the run: 0.025 x 5 / sqrt(2)."""
+        base = nn.Linear(2, 2000, bias=False, dtype=torch.float64).requires_grad_(False)
+        base.weight.copy_(torch.tensor([3.0, 4.0]).expand(2000, 2))
+        b, a = (nn.Parameter(torch.zeros(s, dtype=torch.float64)) for s in ((2000, 1), (1, 2)))
+        layer, method = Layer("layer", base, [Pair(a=1, b=0)]), FlatLoRA(sigma=0.05)
+        at = Landscape([b, a], [0], None, progress=Progress(5, 10))
+        assert method.scale(0.5) == pytest.approx(0.025, abs=1e-15) and method.scale(0.0) == 0.0
+        norms = method.rows(at, layer)
+        assert norms.tolist() == pytest.approx([5.0] * 2000)
+        with changed([(layer, under(at, layer, method.scale(0.5), norms))]):
+            noise = base(torch.eye(2, dtype=torch.float64)).T - base.weight
+        assert float(noise.std()) == pytest.approx(0.0883883476, rel=0.03)
+        assert float(noise.abs().max()) < 6 * 0.0883883476
+
+    def test_a_frozen_weight_after_a_thousand_updates(self) -> None:
+        """Bit for bit, in 16 bits too."""
+        for kind in (torch.float64, torch.bfloat16):
+            toy, method = AdaptedBowl(kind), FlatLoRA(sigma=0.5)
+            before, seen = toy.base.weight.detach().clone(), set()
+            for step in range(1000):
+                at = toy.landscape(0, progress=Progress(step, 1000))
+                method(at)
+                seen.add(float(at.loss) if at.loss is not None else None)
+            assert torch.equal(toy.base.weight, before) and len(seen) > 100
+
+    def test_noise_is_held_for_all_micro_batches_and_drawn_anew_in_the_next_update(self) -> None:
+        toy, method, x = AdaptedBowl(), FlatLoRA(sigma=0.5), torch.eye(6, dtype=torch.float64)
+        outputs: list[Tensor] = []
+        backward = toy.backward
+
+        def looking(batch: Any, share: Any = 1.0, **more: Any) -> Any:
+            outputs.append(toy.base(x))
+            return backward(batch, share, **more)
+
+        toy.backward = looking  # type: ignore[method-assign]
+        for step in (5, 6):
+            method(toy.landscape(step, batches=3))
+        assert len(outputs) == 6
+        assert all(torch.equal(o, outputs[0]) for o in outputs[:3])
+        assert all(torch.equal(o, outputs[3]) for o in outputs[3:])
+        assert not torch.equal(outputs[0], outputs[3]) and torch.equal(
+            toy.base(x).T, toy.base.weight
+        )
+
+    def test_the_backward_pass_sees_the_same_noise(self) -> None:
+        """The gradient of the inputs is that of the product that was computed."""
+        base = nn.Linear(3, 2, dtype=torch.float64).requires_grad_(False)
+        b, a = (nn.Parameter(torch.ones(s, dtype=torch.float64)) for s in ((2, 1), (1, 3)))
+        layer = Layer("layer", base, [Pair(a=1, b=0)])
+        at = Landscape([b, a], [0], None, progress=Progress(5, 10))
+        norms = torch.ones(2, dtype=torch.float64)
+        for trained in (False, True):  # a trained base has a product of its own
+            base.weight.requires_grad_(trained)
+            with changed([(layer, under(at, layer, 0.5, norms))]):
+                x = torch.randn(4, 3, dtype=torch.float64, requires_grad=True)
+                assert torch.autograd.gradcheck(base, (x,))
 
 
 class TestBAR:

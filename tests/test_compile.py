@@ -104,7 +104,8 @@ def test_each_method_compiles_in_its_first_updates_only(case: Case, tmp_path: Pa
     compiled = run(tmp_path, "aot_eager", **choice(case))
     late = case.key in ("late_sam", "ss_sam")
     assert not eager.graphs[-1]
-    assert compiled.graphs[-1] == compiled.graphs[1] <= 4, compiled.graphs
+    most = 8 if case.layer_p else 4  # noise is drawn between two graphs
+    assert compiled.graphs[-1] == compiled.graphs[1] <= most, compiled.graphs
     assert not late or compiled.graphs[-1] <= 2
     assert_equal(weights(compiled), weights(eager), 1e-6)
     assert_equal(compiled.buffers, eager.buffers, 1e-6)

@@ -3,15 +3,13 @@
 
 The folder gets a description of the method, and one tensor per state entry and parameter. If the
 parameters are sharded, each process writes its rows with torch's distributed checkpoint. Any number
-of processes can read either form. All files are JSON and safetensors, which run no code when they
-are read.
+of processes can read either form.
 """
 
 from __future__ import annotations
 
 import json
 import logging
-import shutil
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -67,42 +65,15 @@ def save_state(
             numbers[key] = value
     vectors = [key for key, value in state.items() if isinstance(value, Vector)]
     Path(folder).mkdir(parents=True, exist_ok=True)
-    if main:
-        _clear(Path(folder))
     if tensors and engine.placement is not WHOLE:
-        _save_sharded(Path(folder) / SHARDED, tensors)
+        distributed_checkpoint().save(tensors, checkpoint_id=Path(folder) / SHARDED)
     elif tensors and main:
         with _whole_file(Path(folder) / TENSORS) as path:
             save_file(tensors, str(path))
     if main:  # last, so that a description never names tensors that do not exist
-        said: dict[str, Any] = {
-            "method": method,
-            "numbers": numbers,
-            "vectors": vectors,
-            "about": _about(),
-        }
-        said["tensors"] = len(tensors)
-        text = json.dumps(said, indent=2)
+        text = json.dumps({"method": method, "numbers": numbers, "vectors": vectors}, indent=2)
         with _whole_file(Path(folder) / DESCRIPTION) as path:
             path.write_text(text + "\n", encoding="utf-8")
-
-
-def _clear(folder: Path) -> None:
-    """Remove what an earlier save into this folder left, the description first.
-
-    A run that was stopped in a save and goes on with fewer processes, or without sharding, would
-    otherwise leave files of both.
-    """
-    for name in (DESCRIPTION, TENSORS):
-        (folder / name).unlink(missing_ok=True)
-    shutil.rmtree(folder / SHARDED, ignore_errors=True)
-
-
-def _save_sharded(folder: Path, tensors: dict[str, Tensor]) -> None:
-    """Write the rows that this process holds."""
-    torch.distributed.barrier()  # until the main process has cleared the folder
-    writer = hugging_face_storage().HuggingFaceStorageWriter(str(folder), save_distributed=True)
-    distributed_checkpoint().save(tensors, storage_writer=writer)
 
 
 @contextmanager
@@ -122,16 +93,6 @@ def _like(param: Tensor, entry: Tensor, engine: Engine) -> Tensor:
 def distributed_checkpoint() -> Any:
     """Return torch's module for distributed checkpoints, which takes a while to import."""
     import torch.distributed.checkpoint as module
-
-    return module
-
-
-def hugging_face_storage() -> Any:
-    """Return torch's module that keeps distributed checkpoints as safetensors.
-
-    Torch's own form describes the tensors in a pickle, which can run code.
-    """
-    import torch.distributed.checkpoint.hf_storage as module
 
     return module
 
@@ -196,12 +157,8 @@ def _load(
                 f"{kind(method)}: the saved method state is ignored."
             )
         return {}
-    if stateful:
-        _say_changes(folder, {**saved.get("about", {}), **_fields(saved["method"])}, method)
     owners = dict(zip(names, params, strict=True))
     tensors = _read(folder, owners, engine)
-    if len(tensors) != saved["tensors"]:
-        raise KeyError(f"{len(tensors)} of {saved['tensors']} tensors")
     state: dict[str, StateValue] = dict(saved["numbers"])
     for key in saved["vectors"]:
         saved_entries = [tensors.pop(f"{key}{SEPARATOR}{name}", None) for name in names]
@@ -215,38 +172,6 @@ def _load(
     device = params[0].device if params else torch.device("cpu")
     state.update((key, t.to(device)) for key, t in tensors.items() if SEPARATOR not in key)
     return state
-
-
-def _about() -> dict[str, Any]:
-    """Return what a checkpoint says of its run beside the method."""
-    several = torch.distributed.is_available() and torch.distributed.is_initialized()
-    processes = torch.distributed.get_world_size() if several else 1
-    return {"processes": processes, "torch": torch.__version__}
-
-
-def _say_changes(folder: Path, before: dict[str, Any], method: dict[str, Any]) -> None:
-    """Log, in one line, in what the run that goes on differs from the one that saved."""
-    now = {**_about(), **_fields(method)}
-    other = [key for key in now if key in before and before[key] != now[key]]
-    if other:
-        was, goes_on = (
-            ", ".join(f"{key}={given[key]!r}" for key in other) for given in (before, now)
-        )
-        logger.warning(
-            f"{folder} was saved with {was}, and training goes on with {goes_on}: the state of "
-            f"{method['name']} is kept."
-        )
-
-
-def _fields(method: dict[str, Any], within: str = "") -> dict[str, Any]:
-    """Return a method's hyper-parameters, those of its parts by dotted names."""
-    found: dict[str, Any] = {}
-    for key, value in method.items():
-        parts = enumerate(value) if isinstance(value, list) else [(None, value)]
-        for i, part in parts:
-            name = within + (key if i is None else f"{key}.{i}")
-            found.update(_fields(part, name + ".") if isinstance(part, dict) else {name: part})
-    return {key: value for key, value in found.items() if key.rpartition(".")[2] != "name"}
 
 
 def _read(folder: Path, owners: dict[str, Tensor], engine: Engine) -> dict[str, Tensor]:
@@ -270,8 +195,8 @@ def _read_sharded(
     folder: Path, owner: Callable[[str, torch.Size], Tensor | None], engine: Engine
 ) -> dict[str, Tensor]:
     """Return the rows that this process holds of tensors that were saved by rows."""
-    reader = hugging_face_storage().HuggingFaceStorageReader(str(folder))
-    known = reader.read_metadata().state_dict_metadata
+    module = distributed_checkpoint()
+    known = module.FileSystemReader(folder).read_metadata().state_dict_metadata
     tensors = {}
     # Torch loads into tensors that exist, whose sharding says which rows to read.
     for key, saved in known.items():
@@ -283,7 +208,7 @@ def _read_sharded(
             tensors[key] = engine.like(param, held)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "torch.distributed is disabled")  # one process reads it
-        distributed_checkpoint().load(tensors, storage_reader=reader)
+        module.load(tensors, checkpoint_id=folder)
     return {key: engine.local(tensor) for key, tensor in tensors.items()}
 
 

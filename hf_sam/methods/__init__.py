@@ -8,6 +8,7 @@ from .bi_lora import BiLoRA as BiLoRA
 from .bilateral_sam import BilateralSAM as BilateralSAM
 from .composed import Composed as Composed
 from .esam import ESAM as ESAM
+from .flat_lora import FlatLoRA as FlatLoRA
 from .friendly_sam import FriendlySAM as FriendlySAM
 from .functional_sam import FunctionalSAM as FunctionalSAM
 from .gsam import GSAM as GSAM
@@ -54,6 +55,7 @@ METHODS: dict[str, type[Method]] = {
     "head_sam": HeadSAM,
     "functional_sam": FunctionalSAM,
     "bi_lora": BiLoRA,
+    "flat_lora": FlatLoRA,
 }
 
 WRAPPERS = (Composed, PerGroup, When)

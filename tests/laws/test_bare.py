@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from hf_sam import METHODS, Landscape, Method, Progress, Vector
+from hf_sam.landscape.layers import is_changed
 from tests.cases import CASES, Case
 from tests.toys import Bowl, assert_same, bowl_for
 
@@ -184,9 +185,18 @@ def test_state_starts_at_first_use(case: Case) -> None:
 
 
 def draws(case: Case) -> bool:
-    """Whether the first update depends on the seed."""
-    a, b = (build(case)(bowl_for(case).landscape(0, total=12, seed=seed)) for seed in (1, 2))
-    return any(x is not None and not torch.equal(x, y) for x, y in zip(a, b, strict=True))
+    """Whether an early or a late update, or its state, depends on the seed."""
+    for step in (0, 11):
+        found = []
+        for seed in (1, 2):
+            method = build(case)
+            update = method(bowl_for(case).landscape(step, total=12, seed=seed))
+            found.append([*update, *(v for v in method.state_dict().values())])
+        try:
+            assert_same(*found)
+        except AssertionError:
+            return True
+    return False
 
 
 @every_case
@@ -199,6 +209,7 @@ def test_a_zero_gradient_means_no_perturbation(case: Case) -> None:
         batch: Any, share: float = 1.0, with_losses: bool = False, head: Any = None
     ) -> object:
         moved.append(any(not torch.equal(p, b) for p, b in zip(bowl.params, before, strict=True)))
+        moved.append(case.adapters and is_changed(bowl.layers()[0]))
         loss = sum((p * 0.0).sum() for p in bowl.params) * share
         if head is not None:
             logits = loss[None, None]  # type: ignore[index]
@@ -221,11 +232,13 @@ def test_a_zero_gradient_means_no_perturbation(case: Case) -> None:
     for u, p in zip(update, bowl.params, strict=True):
         assert u is not None and torch.equal(u, torch.zeros_like(p))
     assert_at(bowl, before)
-    # Noise needs no gradient; every other perturbation is skipped, and the log says so.
-    assert not any(moved) or draws(case)
+    # Noise needs no gradient, and a second adapter begins at zero; every other perturbation is
+    # skipped, and the log says so.
+    second = case.adapters and case.stateful
+    assert not any(moved) or draws(case) or second
     if "skipped" in at.readings:
         assert bool(at.readings["skipped"]) == (not any(moved))
-        assert bool(at.readings["perturbation_norm"] > 0) == any(moved)
+        assert bool(at.readings["perturbation_norm"] > 0) == (any(moved) and not second)
 
 
 @every_case

@@ -61,7 +61,7 @@ def adapted_base() -> tuple[list[nn.Parameter], list[Layer]]:
     params, layers = list[nn.Parameter](), []
     for i in range(97):
         params += [nn.Parameter(torch.empty(s, device="meta")) for s in ((8, 768), (768, 8))]
-        base = nn.Linear(768, 768, device="meta")
+        base = nn.Linear(768, 768, device="meta").requires_grad_(False)
         layers.append(Layer(f"{i}", base, [Pair(2 * i, 2 * i + 1)]))
     return params, layers
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from hf_sam import METHODS, RSAM, Landscape, LookSAM, Plain, Progress, Vector
 from hf_sam.engine.checkpoint import load_state, save_state
 from hf_sam.landscape import Engine
-from hf_sam.methods.rsam import CHUNK, normal
+from hf_sam.parts.noise import CHUNK, normal
 from tests.cases import CASES, Case
 from tests.methods.quadratic import Quadratic, close
 from tests.toys import Bowl, bowl_for
