@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""GLUE's own metrics, from the Hub's module or from the equal one in this folder."""
+"""GLUE's own metrics, from the module in this folder or, if its code is trusted, from the Hub's."""
 
 from __future__ import annotations
 
@@ -29,12 +29,17 @@ METRIC_OF = {"ax": "cola"}  # GLUE scores its diagnostic set with the Matthews c
 LOCAL_MODULE = Path(__file__).parent / "metric_modules" / "glue" / "glue.py"
 
 
-def load_metric(task_name: str) -> EvaluationModule:
-    """Load GLUE's metric for a task through `evaluate`, offline from the local module."""
+def load_metric(task_name: str, remote: bool = False) -> EvaluationModule:
+    """Load GLUE's metric for a task through `evaluate`.
+
+    Args:
+        task_name: of GLUE.
+        remote: take the Hub's module, which is code that is fetched and run, where it can be had.
+    """
     import evaluate
     from huggingface_hub import is_offline_mode
 
-    if not is_offline_mode():  # `evaluate` itself does not look at HF_HUB_OFFLINE
+    if remote and not is_offline_mode():  # `evaluate` itself does not look at HF_HUB_OFFLINE
         try:
             return evaluate.load("glue", task_name, keep_in_memory=True)
         except Exception as error:  # the libraries below have many names for no connection
@@ -66,7 +71,9 @@ def metric_names(task: Task) -> list[str]:
     return ["accuracy", "f1"] if task.is_multi_label else ["accuracy"]
 
 
-def metric_function(task: Task, order: list[int]) -> Callable[[EvalPrediction], dict[str, float]]:
+def metric_function(
+    task: Task, order: list[int], remote: bool = False
+) -> Callable[[EvalPrediction], dict[str, float]]:
     """Return the trainer's `compute_metrics`; several scores also give their mean.
 
     Args:
@@ -74,8 +81,10 @@ def metric_function(task: Task, order: list[int]) -> Callable[[EvalPrediction], 
             user's own: accuracy; with several classes per text also the micro-averaged F1; or the
             mean squared error.
         order: id of a class in the task -> id in the model; F1 needs the task's own.
+        remote: whether code of the Hub may run.
     """
-    metric = load_metric(METRIC_OF.get(task.name, task.name)) if task.name is not None else None
+    name = METRIC_OF.get(task.name or "", task.name)
+    metric = load_metric(name, remote) if name is not None else None
     back = np.argsort(order)
 
     def compute(evaluation: EvalPrediction) -> dict[str, float]:

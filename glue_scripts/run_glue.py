@@ -134,7 +134,9 @@ def prepare(
     for stage, parts in data.parts.items():
         for name, part in parts.items():
             fit.check(model, sets[stage][name], part.source, tokenizer, collate)
-    trainer, timer = _build_trainer(model, args, collate, tokenizer, data.task, order, sets)
+    trainer, timer = _build_trainer(
+        model, args, collate, tokenizer, data.task, order, sets, model_args.trust_remote_code
+    )
     return Run(
         trainer,
         validation=sets.get("validation", {}),
@@ -191,6 +193,7 @@ def _build_trainer(
     task: Task,
     order: list[int],
     sets: Sets,
+    remote: bool,
 ) -> tuple[SAMTrainer, UpdateTimer]:
     from glue_scripts.metrics import metric_function
     from shared_scripts.results import UpdateTimer
@@ -203,7 +206,7 @@ def _build_trainer(
         eval_dataset=next(iter(sets.get("validation", {}).values()), None),
         processing_class=tokenizer,
         data_collator=collate,
-        compute_metrics=metric_function(task, order),
+        compute_metrics=metric_function(task, order, remote),
         callbacks=[timer],
     )
     return trainer, timer

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from glue_scripts.arguments import DataTrainingArguments
 from glue_scripts.tasks import KNOWN
+from glue_scripts.text_files import check_text, check_unpacked
 from hf_sam.parts.base import nearest
 from shared_scripts.errors import InputError, one_line, shown
 
@@ -187,8 +188,9 @@ def _read_file(path: str, keys: Sequence[str], label: str, cache_dir: str | None
         raise InputError(f"{path}: cannot read {suffix!r}; the formats are {', '.join(FORMATS)}")
     if not Path(path).is_file():
         raise InputError(f"{path}: there is no such file")
+    check_unpacked(Path(path))
     if suffix != ".parquet":
-        _check_encoding(Path(path))
+        check_text(Path(path), nested=FORMATS[suffix] == "json")
     options = _csv_options(suffix, keys, label) if FORMATS[suffix] == "csv" else {}
     try:
         data = load_dataset(
@@ -203,21 +205,6 @@ def _read_file(path: str, keys: Sequence[str], label: str, cache_dir: str | None
     if len(data) == 0:
         raise InputError(f"{path}: has no rows")
     return _rename_label(Part(data, path), label)
-
-
-def _check_encoding(path: Path) -> None:
-    """Find the first line that is not UTF-8: the readers below name neither file nor line."""
-    with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            try:
-                line.decode("utf-8")
-            except UnicodeDecodeError as error:
-                wide = number == 1 and line[:2] in (b"\xff\xfe", b"\xfe\xff")
-                raise InputError(
-                    f"{path}: cannot be read: line {number} is not UTF-8 (byte "
-                    f"0x{line[error.start]:02x}); save the file as UTF-8, for example: iconv -f "
-                    f"{'utf-16' if wide else 'latin1'} -t utf-8 {path.name} > utf8-{path.name}"
-                ) from error
 
 
 def _csv_options(suffix: str, keys: Sequence[str], label: str) -> dict[str, Any]:

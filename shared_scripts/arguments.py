@@ -3,7 +3,7 @@
 
 import json
 from argparse import Action, ArgumentError
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
@@ -17,6 +17,10 @@ from shared_scripts.errors import InputError, one_line
 from shared_scripts.usage import SCRIPT_DEFAULTS
 
 ARGUMENT_FILES = (".yaml", ".yml", ".json")
+MOST_BYTES = 2**20
+"""Of a file of arguments."""
+DEEPEST = 50
+"""Of collections within collections there."""
 
 
 def check_positive(arguments: Any, *names: str) -> None:
@@ -41,7 +45,8 @@ class HubArguments:
         default=None, metadata={"help": "Hub token; default: the one that `hf auth login` stored."}
     )
     trust_remote_code: bool = field(
-        default=False, metadata={"help": "Run model code from the Hub. Read that code first."}
+        default=False,
+        metadata={"help": "Run code of models and metrics from the Hub. Read that code first."},
     )
     ignore_mismatched_sizes: bool = field(
         default=False,
@@ -213,11 +218,15 @@ def read_file(path: Path) -> dict[str, Any]:
         )
     if not path.is_file():
         raise InputError(f"{path}: there is no such file of arguments")
-    text = path.read_text(encoding="utf-8")
-    if path.suffix.lower() == ".json":
-        values = _json(text, path)
-    else:
-        values = _yaml(text, path)
+    if path.stat().st_size > MOST_BYTES:
+        raise InputError(f"{path}: is larger than {MOST_BYTES >> 10} KB: no file of arguments is")
+    try:
+        text = path.read_text(encoding="utf-8")
+        values = _json(text, path) if path.suffix.lower() == ".json" else _yaml(text, path)
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: is not UTF-8: {error}") from error
+    except RecursionError:
+        raise InputError(f"{path}: is nested too deeply for a file of arguments") from None
     if not isinstance(values, dict):
         raise InputError(f"{path}: must hold one mapping of argument names to values")
     return values
@@ -234,6 +243,19 @@ def _yaml(text: str, path: Path) -> Any:
     import yaml
 
     try:
+        _check_events(yaml.parse(text, Loader=yaml.SafeLoader), path)
         return yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise InputError(f"{path}: not valid YAML: {error}") from error
+
+
+def _check_events(events: Iterable[Any], path: Path) -> None:
+    """Refuse aliases, of which a few stand for more text than any memory holds, and great depth."""
+    depth = 0
+    for event in events:
+        kind = type(event).__name__
+        depth += kind.endswith("StartEvent") - kind.endswith("EndEvent")
+        if kind == "AliasEvent":
+            raise InputError(f"{path}: *{event.anchor} is an alias: write the value out")
+        if depth > DEEPEST:
+            raise RecursionError

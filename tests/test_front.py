@@ -17,7 +17,7 @@ from hf_sam import cli, launch
 ROOT = Path(__file__).parents[1]
 WORKFLOWS = sorted((ROOT / ".github/workflows").glob("*.yml"))
 FORMS = [ROOT / f".github/ISSUE_TEMPLATE/{name}.yml" for name in ("bug", "method")]
-PAGES = [ROOT / f"{name}.md" for name in ("AGENTS", "CODE_OF_CONDUCT", "RELEASE")]
+PAGES = [ROOT / f"{name}.md" for name in ("AGENTS", "CODE_OF_CONDUCT", "RELEASE", "SECURITY")]
 each = pytest.mark.parametrize
 
 

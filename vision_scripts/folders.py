@@ -6,6 +6,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from os.path import realpath
 from pathlib import Path
 
 from shared_scripts.arguments import InputError
@@ -36,6 +37,7 @@ class Tree:
         folders: below the root.
         others: files that are no images.
         lost: links that lead nowhere, or back to a folder that they lie in.
+        away: links that lead out of the root.
     """
 
     root: Path
@@ -43,6 +45,7 @@ class Tree:
     folders: list[Path] = field(default_factory=list)
     others: list[Path] = field(default_factory=list)
     lost: list[Path] = field(default_factory=list)
+    away: list[Path] = field(default_factory=list)
 
     def visit(self, folder: Path, above: frozenset[tuple[int, int]] = frozenset()) -> Tree:
         """Take in a folder and those below it.
@@ -61,6 +64,9 @@ class Tree:
         return self
 
     def _take(self, path: Path, above: frozenset[tuple[int, int]]) -> None:
+        # `resolve` raises for a link to itself.
+        if path.is_symlink() and not Path(realpath(path)).is_relative_to(realpath(self.root)):
+            self.away.append(path)
         if path.is_dir():
             state = path.stat()
             if (state.st_dev, state.st_ino) in above:
@@ -204,7 +210,9 @@ def _report(tree: Tree, where: str) -> None:
         "images are in folders within a class's folder, such as %s: they are of that class",
         f"files are left out, such as %s: in no class's folder, or no image ({KINDS})",
         "links are left out, such as %s: they lead nowhere, or in a circle",
+        "links lead out of this folder, such as %s: what they lead to is read",
     )
-    for found, text in zip((deeper, loose, tree.lost), texts, strict=True):
+    away = [path for path in tree.away if path not in tree.lost]
+    for found, text in zip((deeper, loose, tree.lost, away), texts, strict=True):
         if found:
             logger.warning(f"%s: %d {text}", where, len(found), shown(found[0]))

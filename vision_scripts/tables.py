@@ -11,7 +11,7 @@ from hf_sam.parts.base import nearest
 from shared_scripts.arguments import InputError
 from vision_scripts.arguments import DataTrainingArguments
 from vision_scripts.folders import listed
-from vision_scripts.part import Part, Source, reading
+from vision_scripts.part import Part, Source, reading, shown
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -26,7 +26,9 @@ def from_files(files: list[str], args: DataTrainingArguments, cache_dir: str | N
     Raises:
         InputError: one cannot be read, lacks a column, or has other classes than the first.
     """
-    parts = [_from_rows(_read_parquet(file, cache_dir), file, args) for file in files]
+    parts = [
+        _from_rows(_read_parquet(file, cache_dir), file, args, Path(file).parent) for file in files
+    ]
     first = parts[0]
     for part in parts:
         if part.names != first.names:
@@ -91,8 +93,10 @@ def from_hub(
     return _from_rows(splits[name], f"{path} ({name})", args)
 
 
-def _from_rows(data: Dataset, source: str, args: DataTrainingArguments) -> Part:
-    """Take images and labels out of a table."""
+def _from_rows(
+    data: Dataset, source: str, args: DataTrainingArguments, folder: Path | None = None
+) -> Part:
+    """Take images and labels out of a table; paths in it are of files in `folder`."""
     from datasets import Image
 
     if len(data) == 0:
@@ -106,7 +110,7 @@ def _from_rows(data: Dataset, source: str, args: DataTrainingArguments) -> Part:
             pictures = pictures.cast_column(image, Image(decode=False))
     _check_labels(labels, label, source)
     images = [
-        Source(f"{source}, row {row + 1}", partial(_bytes, pictures, image, row))
+        Source(f"{source}, row {row + 1}", partial(_bytes, pictures, image, row, folder))
         for row in range(len(data))
     ]
     return Part(images, labels, tuple(names) if names else None, source)
@@ -121,7 +125,7 @@ def _check_labels(labels: list[Any], column: str, source: str) -> None:
             )
 
 
-def _bytes(data: Dataset, column: str, row: int) -> bytes:
+def _bytes(data: Dataset, column: str, row: int, folder: Path | None) -> bytes:
     """Return the encoded image of a row, given as bytes or as a path."""
     value = data[row][column]
     content, path = (
@@ -130,8 +134,25 @@ def _bytes(data: Dataset, column: str, row: int) -> bytes:
     if isinstance(content, bytes):
         return content
     if isinstance(path, str):
-        return Path(path).read_bytes()
+        return _beside(path, folder).read_bytes()
     raise ValueError(f"column {column!r} holds {value!r:.60}")
+
+
+def _beside(path: str, folder: Path | None) -> Path:
+    """Return the file that a table names; a table may name files of its own folder only.
+
+    Raises:
+        ValueError: the path leads elsewhere, also through a link.
+    """
+    if folder is None:
+        raise ValueError(f"it names a file ({shown(path)}) instead of holding an image")
+    file = (folder / path).resolve()
+    if not file.is_relative_to(folder.resolve()):
+        raise ValueError(
+            f"it names {shown(path)}, which is not in the table's folder {shown(folder)}: move the "
+            "table to a folder that has the images"
+        )
+    return file
 
 
 def _column(

@@ -175,16 +175,18 @@ def parameters_of(name: str) -> float:
     import transformers
 
     try:
-        config = transformers.AutoConfig.from_pretrained(name)
+        config = transformers.AutoConfig.from_pretrained(name, trust_remote_code=False)
     except (OSError, ValueError) as error:
         first = str(error).splitlines()[0]
         raise ValueError(
             f"--model_name_or_path {name}: no configuration ({first}); or give --parameters"
         ) from None
     named = (config.architectures or [""])[0]
-    kind = getattr(transformers, named, None)
+    kind: Any = getattr(transformers, named, None)
+    if not (isinstance(kind, type) and issubclass(kind, transformers.PreTrainedModel)):
+        kind = transformers.AutoModel.from_config  # the file may name anything
     with torch.device("meta"):
-        model = kind(config) if kind is not None else transformers.AutoModel.from_config(config)
+        model = kind(config)
     return float(sum(p.numel() for p in model.parameters()))
 
 

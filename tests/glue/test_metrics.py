@@ -67,9 +67,10 @@ def test_own_tasks() -> None:
     assert scores == pytest.approx({"mse": 2.0})
 
 
-def test_the_hub_s_module_comes_first_and_the_local_one_when_it_cannot_be_had(
+def test_the_hub_s_module_is_code_that_runs_only_where_it_is_trusted(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    """Then it comes first, and the local one when it cannot be had."""
     asked = []
 
     def load(path: str, task: str, **options: object) -> str:
@@ -81,4 +82,6 @@ def test_the_hub_s_module_comes_first_and_the_local_one_when_it_cannot_be_had(
     monkeypatch.setattr("evaluate.load", load)
     monkeypatch.setattr("huggingface_hub.is_offline_mode", lambda: False)
     assert load_metric("cola") == "local cola"
-    assert asked == ["glue", str(LOCAL_MODULE)]
+    assert asked == [str(LOCAL_MODULE)]
+    assert load_metric("cola", remote=True) == "local cola"
+    assert asked[1:] == ["glue", str(LOCAL_MODULE)]
