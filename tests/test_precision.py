@@ -436,9 +436,11 @@ def test_what_rounding_leaves() -> None:
 @pytest.mark.parametrize("kind", ["bf16", "fp16", "fp32"])
 def test_precisions_on_an_accelerator(tmp_path: Path, kind: str, key: str) -> None:
     """With accelerate's own autocast and GradScaler; rho = 0 is the plain Trainer."""
-    settings = {"use_cpu": False, "max_steps": 12} | ({kind: True} if kind != "fp32" else {})
-    options = by_key(key).options or None
-    trainer = train(tmp_path, sam=key, sam_options=options, **settings)
+    settings: dict[str, Any] = {"use_cpu": False, "max_steps": 12}
+    settings |= {kind: True} if kind != "fp32" else {}
+    case = by_key(key)
+    settings |= {"sam_options": case.options or None, "model": case.toy("bert")}
+    trainer = train(tmp_path, sam=key, **settings)
     assert (trainer.accelerator.scaler is not None) == (kind == "fp16")
     assert all(bool(p.isfinite().all()) for p in trainer.model.parameters())
     assert all_finite(trainer._method.state_dict())
