@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import yaml
 
-from hf_sam import METHODS, SAMTrainingArguments, cli
+from hf_sam import METHODS, SAMTrainingArguments, cli, launch
 from hf_sam.arguments import build_method
 
 ROOT = Path(__file__).parents[2]
@@ -62,6 +62,8 @@ def test_commands_exist(page: Path) -> None:
     for words in commands(page):
         if words[0] == "make":
             assert re.search(rf"^{words[1]}:", targets, re.M)
+        elif words[0] == "hf-sam" and words[1] in launch.SCRIPTS:
+            assert launch.path_of(words[1]).is_file()  # test_readme.py runs such commands
         elif words[0] == "hf-sam":
             assert cli._parser().parse_args(words[1:]).run
         else:
