@@ -16,7 +16,7 @@ from .callbacks.memory import MemoryCallback
 from .engine.accelerated import AcceleratedEngine
 from .engine.checkpoint import load_state, save_state
 from .engine.choice import check_optimizer, engine_for
-from .engine.table import is_fsdp2, reentrant
+from .engine.table import is_fsdp2, is_zero3, reentrant
 from .host.adapters import Adapters
 from .host.advice import advise_radius, from_checkpoint
 from .host.checks import GIVEN, check_averaged
@@ -79,7 +79,7 @@ class Run:
         search = Search(
             norm_statistics=option(args, "sam_freeze_norm_stats"),
             generators=option(args, "sam_replay_rng"),
-            weights=not is_fsdp2(trainer),
+            weights=not (is_fsdp2(trainer) or is_zero3(trainer)),
         )
         # A method that the user has replaced on the object is not restored, nor is what it counts.
         replaced = {name for name in vars(trainer) if callable(getattr(type(trainer), name, None))}

@@ -13,7 +13,7 @@ from transformers import TrainingArguments
 
 from ..landscape import Replay
 from .accelerated import AcceleratedEngine
-from .table import ENGINES, is_fsdp2
+from .table import ENGINES, is_fsdp2, is_zero3
 
 
 def engine_for(
@@ -36,6 +36,10 @@ def engine_for(
         return ShardedEngine(trainer.accelerator, model, replay)
     if trainer.is_deepspeed_enabled:
         from .zero import DeepSpeedEngine
+        from .zero3 import PartitionedEngine
+
+        if is_zero3(trainer):
+            return PartitionedEngine(trainer.accelerator, model, replay, local_ascent)
 
         return DeepSpeedEngine(trainer.accelerator, model, replay, local_ascent)
     return AcceleratedEngine(trainer.accelerator, model, replay, local_ascent, reentrant)

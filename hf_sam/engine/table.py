@@ -19,7 +19,8 @@ class EngineRow:
 
     Attributes:
         name: the user's name for it.
-        methods: "all" if all methods work, or "refused", which includes sam="none".
+        methods: "all" if all methods work, their keys if some do, or "refused", which includes
+            sam="none" unless the row's name says otherwise.
         why: what the user should know, or why it is refused and what to use instead.
         applies: a function that returns whether a trainer runs this way; None for ways that are
             supported.
@@ -82,6 +83,10 @@ def _deepspeed(is_such: Callable[[Any], bool]) -> Condition:
     return applies
 
 
+is_zero3 = _deepspeed(lambda plugin: int(plugin.zero_stage) == 3)
+"""Return whether DeepSpeed partitions the parameters of a trainer's model."""
+
+
 def reentrant(trainer: Any) -> bool:
     """Return whether activations are checkpointed in the mode that computes all gradients or none.
 
@@ -135,15 +140,26 @@ ENGINES = (
         "one perturbation for all ranks: a gradient of a rank's own does not exist",
     ),
     EngineRow(
+        "HSDP (DistributedConfig(fsdp_size=n, dp_replicate_size=m))",
+        "all",
+        "as FSDP2, in m groups of n ranks",
+    ),
+    EngineRow(
         "DeepSpeed with ZeRO-1 or ZeRO-2 (accelerate_configs/zero1.yaml, zero2.yaml)",
         "all",
         "ascent and descent gradients stay whole on each rank until DeepSpeed gets the update",
     ),
     EngineRow(
-        "DeepSpeed with ZeRO-3",
+        "DeepSpeed with ZeRO-3 (accelerate_configs/zero3.yaml), for head_sam",
+        "head_sam, none",
+        "one pass, which DeepSpeed runs as its own; the loss is what the method transforms",
+    ),
+    EngineRow(
+        "DeepSpeed with ZeRO-3, for all other methods",
         "refused",
-        "its weights exist inside a forward only, so nothing can perturb them; use ZeRO-2 or FSDP2",
-        _deepspeed(lambda plugin: int(plugin.zero_stage) == 3),
+        "its weights exist inside a forward only, so nothing can perturb them; use sam='head_sam', "
+        "ZeRO-2 or FSDP2",
+        lambda t: is_zero3(t) and not t._method.one_gradient,
     ),
     EngineRow(
         "DeepSpeed without ZeRO (stage 0)",

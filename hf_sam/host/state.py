@@ -183,7 +183,7 @@ class _Walk:
     def _tensor(self, name: str, value: Tensor) -> None:
         if value.requires_grad:
             self.found.trained.append(value)
-        else:
+        elif self._search.weights or not isinstance(value, nn.Parameter):
             self._content(name, value)
 
     def _content(self, name: str, value: Any) -> None:

@@ -74,6 +74,14 @@ class Method(Part):
         return next((when for when in within if when is not None), None)
 
     @property
+    def one_gradient(self) -> bool:
+        """Whether the update is the gradient of one pass at w, whose loss may be transformed.
+
+        Such a method works where nobody but a pass sees weights and gradients (ZeRO-3).
+        """
+        return False
+
+    @property
     def local_ascent(self) -> bool:
         """Whether each process may perturb along a gradient of its own.
 

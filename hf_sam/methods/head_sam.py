@@ -64,6 +64,8 @@ class HeadSAM(Method):
     rho: Rho = field(default=0.05, metadata={"help": "radius, L2 norm of the head", "low": 0.0})
     head: str | None = field(default=None, metadata={"help": "pattern of the head's name"})
 
+    one_gradient = True
+
     def __post_init__(self) -> None:
         """Refuse a radius for each layer, because the head is one layer."""
         super().__post_init__()

@@ -27,6 +27,8 @@ class Plain(Method):
     use = "the baseline to compare with"
     needs_here = False
 
+    one_gradient = True
+
     def update(self, at: Landscape) -> Vector:
         """Return the gradient at w."""
         return at.gradient()

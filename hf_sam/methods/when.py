@@ -57,6 +57,12 @@ class When(Method):
         return self.schedule
 
     @property
+    def one_gradient(self) -> bool:
+        """Whether both methods are of this kind, and the schedule does not look at the gradient."""
+        both = self.method.one_gradient and self.otherwise.one_gradient
+        return both and not self.schedule.needs_gradient
+
+    @property
     def local_ascent(self) -> bool:
         """Whether the method allows it, and the schedule does not look at the gradient."""
         # By gradients of their own, processes might decide differently about one update.

@@ -193,6 +193,21 @@ def fsdp2_parts(folder: Path) -> Found:
     return found
 
 
+HSDP = ("sam", "ssam_d", "looksam", "head_sam")
+"""Methods whose norms, state, masks and heads are tried on four ranks."""
+
+
+def hsdp(folder: Path) -> Found:
+    """Shards over two ranks, and two replicas of each."""
+    found = {}
+    for key in HSDP:
+        network = sharded(folder, "bert", fsdp_size=2, dp_replicate_size=2)
+        found[key] = train(
+            folder, "bert", network, **short(key) | {"per_device_train_batch_size": 2}
+        )
+    return found
+
+
 def fsdp2_plugin(folder: Path) -> Found:
     """Accelerate's plugin; and methods with state, stopped halfway and continued."""
     found: Found = {}
@@ -249,6 +264,8 @@ def fsdp2_gpu(folder: Path) -> Found:
 
 
 GPU_JOBS = {"fsdp2_gpu": fsdp2_gpu}
+FOUR = {"hsdp": hsdp}
+"""Jobs for four processes."""
 JOBS: dict[str, Callable[[Path], Found]] = {
     job.__name__: job for job in (fsdp2_methods, fsdp2_parts, fsdp2_plugin)
 }

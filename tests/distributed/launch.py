@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Starts two processes on this machine that run jobs of `jobs.py`, and collects what they found."""
+"""Starts processes on this machine that run jobs of `jobs.py`, and collects what they found."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 ROOT = Path(__file__).parents[2]
-TORCHRUN = ("torch.distributed.run", "--nproc_per_node", "2", "--master_addr", "127.0.0.1")
+TORCHRUN = ("torch.distributed.run", "--master_addr", "127.0.0.1")
 
 
 def free_port() -> int:
@@ -61,23 +61,29 @@ def accelerate_launch(config: str, jobs: list[str], folder: Path, timeout: float
     return collect(folder)
 
 
-def collect(folder: Path) -> list[dict[str, Any]]:
+def collect(folder: Path, processes: int = 2) -> list[dict[str, Any]]:
     """Return one dict, job -> found, per rank."""
-    return [torch.load(folder / f"rank{rank}.pt", weights_only=True) for rank in range(2)]
+    return [torch.load(folder / f"rank{i}.pt", weights_only=True) for i in range(processes)]
 
 
 def torchrun(
-    jobs: list[str], folder: Path, timeout: float = 300.0, one_device: bool = False
+    jobs: list[str],
+    folder: Path,
+    timeout: float = 300.0,
+    one_device: bool = False,
+    processes: int = 2,
 ) -> list[dict[str, Any]]:
-    """Run jobs by name in two processes under torchrun; return as `collect` does.
+    """Run jobs by name in several processes under torchrun; return as `collect` does.
 
     Args:
         jobs: keys of `JOBS`.
         folder: for all that is written.
         timeout: seconds.
         one_device: the processes share the first device instead of taking one each.
+        processes: how many.
     """
     worker = ["-m", "tests.distributed.worker", str(folder), *jobs]
     worker += ["--one-device"] if one_device else []
-    run([*TORCHRUN, "--master_port", str(free_port()), *worker], timeout)
-    return collect(folder)
+    given = ["--nproc_per_node", str(processes), "--master_port", str(free_port())]
+    run([*TORCHRUN, *given, *worker], timeout)
+    return collect(folder, processes)

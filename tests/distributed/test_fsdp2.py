@@ -16,6 +16,7 @@ from hf_sam.landscape import Engine
 from tests.cases import CASES
 from tests.distributed.fsdp_jobs import (
     GROUPS,
+    HSDP,
     JOBS,
     MODELS,
     PARTS,
@@ -61,6 +62,23 @@ def test_replicated_parameters_count_once(ranks: Ranks, tmp_path: Path, name: st
     network = adapted(network) if name == "lora" else network
     settings = short("ssam_d") | {"per_device_train_batch_size": 8}
     assert_same(ranks[0]["fsdp2_parts"][name], train(tmp_path, model, network, **settings))
+
+
+@pytest.fixture(scope="module")
+def four(folder: Path) -> list[dict[str, Any]]:
+    """What four ranks found, with two shards in two replicas."""
+    return torchrun(["hsdp"], folder, processes=4)
+
+
+@pytest.mark.parametrize("key", HSDP)
+def test_hsdp_on_four_ranks(four: list[dict[str, Any]], tmp_path: Path, key: str) -> None:
+    """As one process on the joined batch; replicas of a shard count once."""
+    found = [rank["hsdp"][key] for rank in four]
+    assert_same(found[0], one_process(tmp_path, "bert", **short(key)))
+    for other in found[1:]:
+        assert_equal(other["weights"], found[0]["weights"])
+    elements = sum(w.numel() for w in found[0]["weights"])
+    assert sum(rank["held"] for rank in found) == 2 * elements
 
 
 def assert_same(one: dict[str, Any], other: dict[str, Any]) -> None:

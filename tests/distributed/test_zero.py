@@ -124,7 +124,7 @@ def test_resume_equals_uninterrupted(ranks: Ranks, key: str) -> None:
     ("name", "remedy"),
     [
         ("zero 0", "use ZeRO-1"),
-        ("zero 3", "use ZeRO-2 or FSDP2"),
+        ("zero 3", "use sam='head_sam', ZeRO-2 or FSDP2"),
         ("reentrant", "'use_reentrant': False"),
         ("autocast", "use bf16=True"),
     ],

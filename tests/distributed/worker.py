@@ -16,7 +16,8 @@ import torch  # noqa: E402
 
 from tests.distributed import fsdp_jobs, jobs, traffic_jobs, zero_jobs  # noqa: E402
 
-JOBS = jobs.JOBS | fsdp_jobs.JOBS | fsdp_jobs.GPU_JOBS | zero_jobs.JOBS | traffic_jobs.JOBS
+JOBS = jobs.JOBS | fsdp_jobs.JOBS | fsdp_jobs.GPU_JOBS | fsdp_jobs.FOUR
+JOBS |= zero_jobs.JOBS | zero_jobs.ZERO3 | traffic_jobs.JOBS
 
 
 def main() -> None:

@@ -215,6 +215,39 @@ def zero_refusals(folder: Path) -> Found:
     }
 
 
+ZERO3_RUNS: dict[str, dict[str, Any]] = {
+    "none": {"sam": "none"},
+    "head_sam": {"sam": "head_sam"},
+    "one micro-batch": {"sam": "head_sam", "gradient_accumulation_steps": 1},
+    "late": {"sam": "head_sam", "sam_when": "after:0.5"},
+    "lora": {"sam": "head_sam"},
+    "checkpointed": {"sam": "head_sam", **CHECKPOINTED},
+}
+"""Runs under ZeRO-3 that are also one process's on the joined batch."""
+
+
+def zero3_settings(name: str) -> dict[str, Any]:
+    """Return the training arguments of a run of `ZERO3_RUNS`."""
+    more = ZERO3_RUNS[name]
+    return {"max_steps": 4, **({} if more["sam"] == "none" else {"sam_rho": 0.5}), **more}
+
+
+def zero3(folder: Path) -> Found:
+    """Methods of one pass, where DeepSpeed partitions the weights; and a refusal."""
+    from deepspeed.runtime.zero import GatheredParameters
+
+    found: Found = {}
+    for name in ZERO3_RUNS:
+        trainer = make(folder, config(3), network(name), **zero3_settings(name))
+        trainer.train()
+        with GatheredParameters(list(trainer.model.parameters())):
+            found[name] = outcome(trainer)
+    micro = {"sam": "head_sam", "sam_accumulation": "micro"}
+    found["micro"] = refusal(lambda: make(folder, config(3), **micro))
+    return found
+
+
+ZERO3 = {"zero3": zero3}
 JOBS: dict[str, Callable[[Path], Found]] = {
     job.__name__: job for job in (zero_methods, zero_features, zero_skips, zero_refusals)
 }
