@@ -59,12 +59,11 @@ class HeadSAM(Method):
     memory = "0, and a copy of the logits"
     use = "SAM where a second pass is too dear: language models, DPO, ZeRO-3"
     needs_here = False
+    one_gradient = True
     pretrained_rho = 0.001  # the authors', for language models
 
     rho: Rho = field(default=0.05, metadata={"help": "radius, L2 norm of the head", "low": 0.0})
     head: str | None = field(default=None, metadata={"help": "pattern of the head's name"})
-
-    one_gradient = True
 
     def __post_init__(self) -> None:
         """Refuse a radius for each layer, because the head is one layer."""
