@@ -509,6 +509,7 @@ def some_schedules() -> Iterator[str]:
 DIAGONAL = [*zip(FREE, some_schedules(), PLACES, strict=False)]
 DIAGONAL += [(key, "always", ["no_norm"]) for key in SCHEDULED]
 DIAGONAL = [(k, w, ["lora_"] if ROWS[k].adapters else place) for k, w, place in DIAGONAL]
+DIAGONAL = [(k, w, ["all"] if ROWS[k].head else place) for k, w, place in DIAGONAL]
 WITHOUT = [(k, w) for k, w in PAIRS if refusal(k, w)]
 
 

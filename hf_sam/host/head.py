@@ -178,10 +178,12 @@ def head_of(trainer: Any, method: Any, name: str, replay: Replay) -> Head:
         replay: all state that a pass changes.
 
     Raises:
-        ValueError: there is no such head, or `sam_where` chooses other weights.
+        ValueError: there is no such head, or `sam_where` chooses weights for a method that
+            perturbs nothing but the head.
     """
     where = getattr(trainer.args, "sam_where", ["all"])
-    if where != ["all"]:
+    alone = any(getattr(p, "one_gradient", False) and hasattr(p, "head") for p in method.walk())
+    if alone and where != ["all"]:
         raise ValueError(
             f"sam_where={where} chooses weights to perturb, and {name} perturbs the output head, "
             "whichever weights are trained: leave sam_where at 'all', and give "
