@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -126,6 +127,16 @@ def squares(tensors: Entries) -> Numbers:
         for i, square in zip(places, norms.square().unbind(), strict=True):
             numbers[i] = square
     return numbers
+
+
+def usable(length: Tensor) -> Tensor:
+    """Return whether a `()` length is positive and finite, as a `()` bool tensor."""
+    return (length > 0) & (length < math.inf)
+
+
+def or_zero(number: Tensor) -> Tensor:
+    """Return a `()` number, or zero if it is not finite."""
+    return number.nan_to_num(0.0, 0.0, 0.0)
 
 
 def add_up(numbers: Iterable[Tensor | None]) -> Tensor:

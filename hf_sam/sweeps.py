@@ -8,6 +8,7 @@ arithmetic with every weight and give the same bits.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,6 +22,8 @@ Entries = Sequence[Tensor | None]
 
 BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 """The integer dtype for each size of a number in bytes."""
+
+DEVICE, DTYPE = operator.attrgetter("device"), operator.attrgetter("dtype")
 
 
 @dataclass(frozen=True)
@@ -121,13 +124,15 @@ def by_kind(*vectors: Entries) -> Iterator[list[int]]:
 
     Foreach kernels are fast for lists of tensors of one device and dtype only.
     """
-    kinds: dict[Any, list[int]] = {}
-    for i, tensors in enumerate(zip(*vectors, strict=True)):
-        present = [t for t in tensors if t is not None]
-        if len(present) == len(vectors):
-            kind = present[0].device, *(t.dtype for t in present)
-            kinds.setdefault(kind, []).append(i)
-    yield from kinds.values()
+    places = list(range(len(vectors[0])))
+    for vector in vectors:
+        places = [i for i in places if vector[i] is not None]
+    # Read in C, for there may be hundreds of tensors.
+    device = map(DEVICE, [vectors[0][i] for i in places])
+    dtypes = [map(DTYPE, [vector[i] for i in places]) for vector in vectors]
+    kinds = list(zip(device, *dtypes, strict=True))
+    for kind in dict.fromkeys(kinds):
+        yield [i for i, its in zip(places, kinds, strict=True) if its == kind]
 
 
 def sweep(*vectors: Entries, parts: int = 0, whole: bool = False, size: int = 0) -> Iterator[Group]:
@@ -150,28 +155,25 @@ def sweep(*vectors: Entries, parts: int = 0, whole: bool = False, size: int = 0)
             sizes: list[Any] = [vectors[0][i] for i in places]
             limit = min(limit, max(-(-sum(t.numel() for t in sizes) // parts), 1))
         step = 0 if whole and not mine.eager else min(step, limit)
-        yield from _groups(places, vectors, limit, step, alone=mine.eager)
+        yield from _groups(places, vectors, limit, step)
 
 
-def _groups(
-    places: list[int], vectors: Sequence[Entries], limit: int, step: int, *, alone: bool
-) -> Iterator[Group]:
-    """Yield groups of at most `limit` elements; a tensor without a flat view is a group by itself.
+def _groups(places: list[int], vectors: Any, limit: int, step: int) -> Iterator[Group]:
+    """Yield groups of at most `limit` elements; a tensor without a flat view may be larger.
 
-    Tensors are cut at multiples of `step` elements, or not at all if it is 0. If `alone` is true,
-    each piece is a group.
+    Tensors are cut at multiples of `step` elements, or not at all if it is 0.
     """
     group, room = Group.empty(len(vectors)), limit
     for i in places:
         tensors: list[Any] = [vector[i] for vector in vectors]
-        flat = step > 0 and all(t.is_contiguous() for t in tensors)
         n, start = tensors[0].numel(), 0
+        flat = n > room and step > 0 and all(t.is_contiguous() for t in tensors)
         while start < n:
             length = n - start
             # Cuts at multiples of `step` make both policies add up the same slices.
             if flat and length > room:
                 length = max(room, 0) // step * step
-            if length == 0 or (group.places and (alone or length > room)):
+            if length == 0 or (group.places and length > room):
                 yield group
                 group, room = Group.empty(len(vectors)), limit
                 continue
@@ -203,7 +205,8 @@ class Scratch:
             others: its other arguments: lists with one for each tensor, or a number or a `()`
                 tensor for all of them.
         """
-        if not policy(tensors[0].device).eager:
+        # Many small tensors take up little memory, and Python's own time is what counts.
+        if len(tensors) > 1 or not policy(tensors[0].device).eager:
             return list(getattr(torch, f"_foreach_{operation}")(tensors, *others))
         results, function = self.like(tensors), getattr(torch, operation)
         for k, result in enumerate(results):
@@ -251,21 +254,22 @@ class Gate:
 
     def __init__(self, ok: Tensor) -> None:
         self._ok = ok
+        self._known: bool | None = None
         self._numbers: dict[Any, Tensor] = {}
 
     def pass_(self, tensors: list[Tensor]) -> None:
         """Make tensors of one device and dtype zero, including NaN, unless `ok` is true."""
         device, bits = tensors[0].device, BITS[tensors[0].element_size()]
+        if policy(device).eager and self._ok.device.type == "cpu":
+            self._known = bool(self._ok) if self._known is None else self._known
+            if not self._known:  # there is nothing to wait for, and mostly nothing to do
+                torch._foreach_zero_(tensors)
+            return
         if (device, bits) not in self._numbers:
             self._numbers[device, bits] = self._ok.to(device, bits)
         one = self._numbers[device, bits]
-        # On integer views: 0 * NaN is NaN, and on a CPU `torch.where` takes several times as long.
-        if policy(device).eager:
-            mask = -one  # 1 becomes all ones in two's complement, 0 stays 0
-            for t in tensors:
-                t.view(bits).bitwise_and_(mask)
-        else:
-            torch._foreach_mul_([t.view(bits) for t in tensors], one)
+        # On integer views: 0 * NaN is NaN.
+        torch._foreach_mul_([t.view(bits) for t in tensors], one)
 
 
 def copies(tensors: Entries) -> list[Tensor | None]:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..sums import or_zero, usable
 from ..vector import Selection, Vector
 from .data import Data
 from .layers import Layer
@@ -262,7 +263,7 @@ class Landscape(Context):
         update = self.update
         update.announce("perturb")
         size = eps.norm()
-        ok = torch.isfinite(size) & (size > 0)
+        ok = usable(size)
         held = update.engine.held(update.params)
         if update.rounding == "nearest":
             update.engine.watch(held, eps)
@@ -273,7 +274,7 @@ class Landscape(Context):
         perturbation = Perturbation(held, entries, ok, supports, factor, *how)
         standing = update.readings.standing
         with update.engine.moving(), perturbation:
-            standing.append(Standing(perturbation, torch.where(ok, size, torch.zeros_like(size))))
+            standing.append(Standing(perturbation, or_zero(size)))
             try:
                 yield
             finally:

@@ -96,7 +96,7 @@ class Perturbation:
             given.clear()  # the caller may hold the list, and so the tensors, longer than needed
             inside = self._supported(eps)
             whole = [None if i in inside else e for i, e in enumerate(eps)]
-            if not self._eager:  # one kernel for all tensors of a kind
+            if not self._eager:  # few kernels for all tensors of a kind
                 for places in by_kind(whole):
                     self._scale_([whole[i] for i in places])
             scratch = Scratch()
@@ -119,22 +119,23 @@ class Perturbation:
             if s is not None and eps[i] is not None and i not in self._memory.shared
         }
 
+    def _enter(self, group: Group, scratch: Scratch) -> None:
+        weights, eps = group.pieces
+        # An eager device scales while this slice is in the cache.
+        step = scratch("mul", eps, number(self._factor if self._eager else 1.0, eps[0]))
+        if self._eager:
+            self._gate.pass_(step)
+        # The storage of eps is free now, and may become the snapshot of the weights.
+        group.pieces[1] = self._snapshot.keep(weights, eps)
+        # Saved before the weights move, so that an exception in the move can be undone.
+        self._saved.append((group, None))
+        self._rounding.move_(group, step)
+
     def _scale_(self, eps: list[Any]) -> None:
         """Multiply `eps` by the factor, and set it to zero unless `ok` is true."""
         if not isinstance(self._factor, float) or self._factor != 1.0:
             torch._foreach_mul_(eps, number(self._factor, eps[0]))
         self._gate.pass_(eps)
-
-    def _enter(self, group: Group, scratch: Scratch) -> None:
-        weights, eps = group.pieces
-        if self._eager:
-            self._scale_(eps)  # while this slice is in the cache
-        # The sum is taken before eps is overwritten: its storage may become the snapshot of w.
-        moved = self._rounding.sums(group, eps, scratch)
-        group.pieces[1] = self._snapshot.keep(weights, eps)
-        # Saved before the weights move, so that an exception in the copy can be undone.
-        self._saved.append((group, None))
-        torch._foreach_copy_(weights, moved)
 
     def _enter_inside(self, eps: list[Tensor | None], supports: dict[int, Support]) -> None:
         sparse = [e if i in supports else None for i, e in enumerate(eps)]
@@ -180,7 +181,7 @@ class Perturbation:
                 continue
             weights += group.pieces[0]
             snapshots += group.pieces[1]
-            if self._eager:  # while this slice is in the cache
+            if self._eager and along is not None:  # while this slice is in the cache
                 torch._foreach_copy_(weights, snapshots)
                 weights, snapshots = [], []
         for places in by_kind(weights):

@@ -6,9 +6,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
 
+from ..sums import or_zero
 from ..vector import Placement, Selection, Vector
 from .perturbation import Perturbation
 
@@ -79,8 +79,7 @@ class Readings:
             return
         along = placement.total(perturbation.displacement_dots)
         lengths = self.values["perturbation_norm"] * perturbation.along.norm()
-        none = torch.zeros_like(along)
-        self.values["grad_cosine"] = torch.where(lengths > 0, along / lengths, none)
+        self.values["grad_cosine"] = or_zero(along / lengths)
 
     def skip(self, skipped: Tensor) -> None:
         """Record whether a perturbation was skipped, as a `()` bool tensor on the device."""

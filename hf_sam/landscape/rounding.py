@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..sweeps import Group, Scratch
+from ..sweeps import Group
 
 ROUNDING = ("nearest", "stochastic")
 """The values of `rounding`."""
@@ -47,12 +47,9 @@ class Nearest:
 
     bytes = 0
 
-    def sums(self, group: Group, eps: list[Tensor], scratch: Scratch) -> list[Tensor]:
-        """Return `eps + weights` for the pieces of a group, whose first pieces are the weights."""
-        weights = group.pieces[0]
-        if eps[0].dtype == weights[0].dtype:
-            return scratch("add", eps, weights)
-        return list(torch._foreach_add(eps, weights))
+    def move_(self, group: Group, eps: list[Tensor]) -> None:
+        """Add `eps` to the weights, which are the first pieces of a group."""
+        torch._foreach_add_(group.pieces[0], eps)
 
     def sums_at(self, group: Group, index: Tensor, eps: Tensor, weights: Tensor) -> Tensor:
         """Return the sums of some weights and their eps, (K,), in the weights' dtype.
@@ -85,7 +82,8 @@ class Stochastic(Nearest):
         >>> eps = torch.full_like(w, 1 / 1024)  # an eighth of the distance to the next number
         >>> bool((w + eps > w).any())
         False
-        >>> (coins.sums(group, [eps], Scratch())[0] > w).float().mean().round(decimals=2)
+        >>> coins.move_(group, [eps])
+        >>> (w > 1).float().mean().round(decimals=2)
         tensor(0.1200)
     """
 
@@ -94,16 +92,18 @@ class Stochastic(Nearest):
     def __init__(self, generator: torch.Generator, count: int) -> None:
         self._keys = torch.randint(1 << 32, (count,), generator=generator).tolist()
 
-    def sums(self, group: Group, eps: list[Tensor], scratch: Scratch) -> list[Tensor]:
-        """Return `eps + weights` as `Nearest.sums` does, rounded by coins."""
+    def move_(self, group: Group, eps: list[Tensor]) -> None:
+        """Add `eps` to the weights as `Nearest.move_` does, rounded by coins."""
         weights = group.pieces[0]
         if weights[0].dtype != torch.bfloat16:
-            return super().sums(group, eps, scratch)
+            super().move_(group, eps)
+            return
         # Tensors in a row take few kernels; foreach kernels for two dtypes are slow.
         exact = _in_a_row(weights).float().add_(_in_a_row(eps))
         sizes = [w.numel() for w in weights]
         rounded = _rounded(exact, self._coins(group)).split(sizes)
-        return [r.view(w.shape) for r, w in zip(rounded, weights, strict=True)]
+        there = [r.view(w.shape) for r, w in zip(rounded, weights, strict=True)]
+        torch._foreach_copy_(weights, there)
 
     def sums_at(self, group: Group, index: Tensor, eps: Tensor, weights: Tensor) -> Tensor:
         """Return the sums of some weights and their eps, rounded by the coins of their places."""

@@ -15,6 +15,8 @@ from ..vector import Scalar, Vector
 from .rounding import Nearest
 from .snapshot import OnDevice, beside
 
+Scale = Callable[[list[Tensor]], None]
+
 
 @dataclass(frozen=True)
 class Support:
@@ -88,13 +90,7 @@ class Inside:
         self._count = -1 if min(counts) < 0 else sum(counts)
         self._saved: Tensor | None = None
 
-    def step(
-        self,
-        eps: list[Tensor],
-        scale_: Callable[[list[Tensor]], None],
-        rounding: Nearest,
-        snapshot: OnDevice,
-    ) -> None:
+    def step(self, eps: list[Tensor], scale_: Scale, rounding: Nearest, snapshot: OnDevice) -> None:
         """Add `eps` to the weights inside, after `scale_` has scaled it in place."""
         weights, index = _Flat(self._group.pieces[0]), self._index()
         moved = _Flat(eps).tensor.index_select(0, index)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..landscape import Landscape
-from ..sums import Sums
+from ..sums import Sums, or_zero, usable
 from ..sweeps import Scratch, sweep
 from ..vector import Scalar, Vector
 from .base import Part
@@ -160,10 +160,9 @@ def factor(rho: Rho, norm: Tensor, at: Landscape) -> Tensor:
     If the norm is zero or not finite, the factor is zero and the perturbation counts as skipped.
     """
     # The device decides, so that the host does not wait for the gradient.
-    ok = torch.isfinite(norm) & (norm > 0)
-    at.skip(~ok)
+    at.skip(~usable(norm))
     length = rho(at, norm) if isinstance(rho, RhoSchedule) else rho
-    return torch.where(ok, length / norm, torch.zeros_like(norm))
+    return or_zero(length / norm)
 
 
 @dataclass
@@ -198,7 +197,7 @@ class layer_radius(Direction):
     def apply_(self, v: Vector, at: Landscape) -> Vector:
         """Return v, in which every tensor is scaled to a length of its own."""
         norm = v.norm()
-        at.skip(~(torch.isfinite(norm) & (norm > 0)))
+        at.skip(~usable(norm))
         rho = self.rho(at, norm) if isinstance(self.rho, RhoSchedule) else self.rho
         sizes: Any = v.norms()
         trust = self.kind == "trust" or isinstance(self.rho, relative)
