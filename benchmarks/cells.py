@@ -33,7 +33,7 @@ from benchmarks.loops import RIVALS, Loop, rival
 from benchmarks.memory import loop_peaks
 from benchmarks.methods import MEMORY_UPDATES, describe, memory
 from benchmarks.problem import Problem, Training, drawn
-from benchmarks.rows import TARGETS, Row, parse_rows
+from benchmarks.rows import Row, parse_rows, usual
 
 FOLDER = machine.RESULTS / "cells"
 FEW_UPDATES = 4
@@ -114,7 +114,7 @@ def _many(
     ]
 
 
-METHODS = [row for row in TARGETS if row != "none"]
+METHODS = [row for row in usual(adapters=False) if row != "none"]
 SOME = ["sam", "looksam", "friendly_sam", "esam"]
 FAMILY = ("bert-1m", "bert-4m", "bert-11m", "bert-29m", "bert-base")
 STEPS = (1, 4, 16)

@@ -32,7 +32,7 @@ from benchmarks import machine
 from benchmarks.interleave import Stepped, take_turns
 from benchmarks.memory import update_peaks
 from benchmarks.problem import Problem, Training
-from benchmarks.rows import TARGETS, Row, parse_rows, predicted
+from benchmarks.rows import TARGETS, Row, parse_rows, predicted, usual
 from benchmarks.tables import cost_table
 
 MEMORY_UPDATES = 6
@@ -61,6 +61,8 @@ def prepare(settings: argparse.Namespace, folder: str, **flags: Any) -> Problem:
         "max_seq_length": settings.length,
         "seed": settings.seed,
         "use_cpu": settings.use_cpu,
+        "use_peft": settings.lora_r and True,
+        "lora_r": settings.lora_r,
         "output_dir": folder,
         "do_train": True,
         "sam": "none",
@@ -95,7 +97,10 @@ def measure(settings: argparse.Namespace, problem: Problem, rows: Sequence[Row])
         "task": settings.task_name,
         "settings": {
             name: getattr(settings, name)
-            for name in ("updates", "drop", "batch_size", "length", "learning_rate", "bf16", "seed")
+            for name in (
+                *("updates", "drop", "batch_size", "length", "learning_rate", "bf16", "seed"),
+                "lora_r",
+            )
         },
         **problem.parameters,
         "hardware": before | {"load_at_end": machine.hardware()["load"]},
@@ -171,11 +176,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--drop", type=int, default=2, help="first updates that do not count")
     add("--batch_size", type=int, default=16)
     add("--length", type=int, default=64, help="tokens that every example is padded to")
-    add(
-        "--methods",
-        default=",".join(TARGETS),
-        help="rows: KEY or KEY:OPTION=VALUE,..., commas between",
-    )
+    add("--methods", help="rows: KEY or KEY:OPTION=VALUE,..., commas between; default: all")
+    add("--lora_r", type=int, help="rank of LoRA adapters, which all rows train in place of all")
     add("--learning_rate", type=float, default=5e-5)
     add("--seed", type=int, default=1)
     add("--bf16", action="store_true", help="forward passes under autocast to bfloat16")
@@ -193,7 +195,8 @@ def main(argv: Sequence[str] | None = None) -> Path:
     """
     words = sys.argv[1:] if argv is None else list(argv)
     settings = _parser().parse_args(words)
-    rows = parse_rows(settings.methods)
+    adapters = settings.lora_r is not None
+    rows = parse_rows(settings.methods or ",".join(usual(adapters)))
     if not 0 <= settings.drop < settings.updates or settings.batch_size < 1:
         raise ValueError(
             f"--updates {settings.updates} --drop {settings.drop} --batch_size "
@@ -217,6 +220,8 @@ def _file_name(result: dict[str, Any], settings: argparse.Namespace) -> str:
         words.append("cuda")
     if settings.bf16:
         words.append("bf16")
+    if settings.lora_r is not None:
+        words.append("lora")
     return "-".join(words) + ".json"
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from hf_sam import METHODS, Method
 from hf_sam.arguments import by_name
+from hf_sam.methods import asks
 from hf_sam.methods.rehearsal import DECAY
 from hf_sam.parts.base import nearest
 from hf_sam.texts import parse_options
@@ -133,6 +134,9 @@ LIMITS = {
     "tail_sam": 1.09,
     "momentum_sam": 1.04,
     "previous_sam": 1.04,
+    "bar": 1.06,
+    "bi_lora": 1.12,
+    "flat_lora": 1.22,
 }
 """Seconds per update relative to `none` that a method should not exceed, where that is not 5 %
 above what its definition implies."""
@@ -153,3 +157,13 @@ TARGETS: dict[str, float | None] = {
     "sam:ascent_fraction=0.25": 1.45,
 }
 """Row -> seconds per update relative to `none` that it should not exceed."""
+
+FOR_ADAPTERS = [key for key, kind in METHODS.items() if asks(kind()).layers]
+"""Rows that need a model with LoRA adapters."""
+
+
+def usual(adapters: bool) -> list[str]:
+    """Return the rows to measure on a model with or without LoRA adapters."""
+    if adapters:
+        return ["none", "sam", *FOR_ADAPTERS]
+    return [row for row in TARGETS if row not in FOR_ADAPTERS]

@@ -10,6 +10,7 @@ from __future__ import annotations
 import gc
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from ..landscape import HeadTap, Landscape, Layer, Pair
-from ..methods import Method
+from ..methods import Method, asks
 from ..methods.rehearsal import course
 
 UPDATES = 400
@@ -27,6 +28,8 @@ WATCHED = 6
 PHASES = ("ascent", "perturb", "descent", "restore", "optimizer")
 WIDTH, LAYERS = 512, 64
 """Of the model whose memory is watched: scratch memory, some MB at most, is small beside it."""
+RANK = 8
+"""Of adapters: PEFT's default."""
 BACKWARD = 2.0
 """Time of a backward in forwards."""
 
@@ -54,12 +57,15 @@ class Passes:
 class Chain:
     """Square matrices with a tanh between them, as a Landscape wants them."""
 
-    def __init__(self, width: int, layers: int) -> None:
+    def __init__(self, width: int, layers: int, adapters: bool = False) -> None:
         draw = torch.Generator().manual_seed(0)
-        shape = (layers, width, width)
-        weights = torch.randn(shape, generator=draw) / width**0.5
-        self.params = [nn.Parameter(w.clone()) for w in weights]
-        self.base = nn.Linear(width, width, bias=False)
+        shapes = [(RANK, width), (width, RANK)] if adapters else [(width, width)]
+        weights = (torch.randn(shape, generator=draw) / width**0.5 for shape in shapes * layers)
+        self.params = [nn.Parameter(w) for w in weights]
+        self.bases = [nn.Linear(width, width, bias=False) for _ in range(layers if adapters else 0)]
+        for base in self.bases:
+            base.requires_grad_(False)
+        self.width = width
         self.forwards = self.backwards = self.gradients = 0
 
     @property
@@ -67,12 +73,23 @@ class Chain:
         """P: what the weights take, in bytes."""
         return sum(p.numel() * p.element_size() for p in self.params)
 
+    def products(self) -> list[Callable[[Tensor], Tensor]]:
+        """Return what each layer multiplies its inputs by."""
+        if not self.bases:
+            return [partial(torch.matmul, other=p) for p in self.params]
+
+        def adapted(i: int, x: Tensor) -> Tensor:
+            return self.bases[i](x) + x @ self.params[2 * i].T @ self.params[2 * i + 1].T
+
+        return [partial(adapted, i) for i in range(len(self.bases))]
+
     def losses(self, x: Tensor, share: Any = 1.0, head: HeadTap | None = None) -> Tensor:
         """Return the loss of each example; the last matrix is the output head."""
         self.forwards += len(x)
-        for p in self.params[:-1]:
-            x = torch.tanh(x @ p)
-        z = x @ self.params[-1]
+        *products, last = self.products()
+        for product in products:
+            x = torch.tanh(product(x))
+        z = last(x)
         if head is not None:
             z = head(x, z, lambda z: torch.tanh(z).square().mean() * share)
         return torch.tanh(z).square().mean(1)
@@ -99,14 +116,13 @@ class Chain:
             return self.losses(x)
 
     def layers(self) -> list[Layer]:
-        """Return layers of which these matrices, two by two, are the factors of the adapters."""
-        count = len(self.params) // 2
-        return [Layer(f"{i}", self.base, [Pair(2 * i, 2 * i + 1)]) for i in range(count)]
+        """Return the layers with adapters."""
+        pairs = [Pair(2 * i, 2 * i + 1) for i in range(len(self.bases))]
+        return [Layer(f"{i}", self.bases[i], [pair]) for i, pair in enumerate(pairs)]
 
     def batch(self, seed: int, n: int) -> Tensor:
         """Return n examples of shape (n, width), drawn from the seed."""
-        width = self.params[0].shape[0]
-        return torch.randn(n, width, generator=torch.Generator().manual_seed(seed))
+        return torch.randn(n, self.width, generator=torch.Generator().manual_seed(seed))
 
     def update(self, method: Method, step: int, total: int, n: int, **more: Any) -> None:
         """Take one update of n examples, and forget it."""
@@ -132,7 +148,7 @@ class Chain:
 
 def passes(method: Method, batch: int) -> Passes:
     """Return what a mean update of `batch` examples computes, the renewal of masks left out."""
-    chain = Chain(4, 3)
+    chain = Chain(4, 3, asks(method).layers)
     chain.update(method, 0, UPDATES, batch)  # makes what is renewed once an epoch: not counted
     chain.forwards = chain.backwards = chain.gradients = 0
     for step in range(UPDATES):
@@ -148,15 +164,16 @@ def memory(make: Callable[[], Method], plain: Callable[[], Method]) -> dict[str,
         make: builds the method.
         plain: builds the plain Trainer's.
     """
-    base = max(_peaks(plain(), 1).values())
-    found = _peaks(make(), WATCHED)
-    size = Chain(WIDTH, LAYERS).bytes
+    adapters = asks(make()).layers
+    base = max(_peaks(plain(), 1, adapters).values())
+    found = _peaks(make(), WATCHED, adapters)
+    size = Chain(WIDTH, LAYERS, adapters).bytes
     return {phase: max(found[phase] - base, 0) / size for phase in PHASES if phase in found}
 
 
-def _peaks(method: Method, updates: int) -> dict[str, int]:
+def _peaks(method: Method, updates: int, adapters: bool) -> dict[str, int]:
     """Return the most bytes alive in each phase of some updates, the weights left out."""
-    chain = Chain(WIDTH, LAYERS)
+    chain = Chain(WIDTH, LAYERS, adapters)
 
     def mark(phase: str) -> None:
         with record_function(f"phase {phase}"):

@@ -52,7 +52,7 @@ def test_memory_is_that_of_the_table(key: str) -> None:
     case = next((case for case in CASES if case.key == key), None)
     wanted = 0.0 if case is None else (case.mask_p or case.extra_p)
     slack = 0.1 * max(wanted, 1.0)
-    if key == "rsam":  # draws its noise outside of torch
+    if key in ("rsam", "flat_lora"):  # which draw noise outside of torch
         assert max(found.values()) <= wanted + slack
     elif key != "esam":  # perturbs some tensors by chance
         assert max(found.values()) == pytest.approx(wanted, abs=slack)
