@@ -13,13 +13,12 @@ from .compare.command import add_commands
 from .environment import report
 from .estimate.command import add_command
 from .pages import (
-    COLUMNS,
     arguments_markdown,
     engines_markdown,
     explain_text,
     methods_markdown,
-    rows,
 )
+from .prices import COLUMNS, by_price
 from .tune.command import add_command as add_tune
 
 
@@ -72,10 +71,12 @@ def print_methods() -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(*COLUMNS, box=SIMPLE_HEAD, pad_edge=False)
-    for row in rows():
-        table.add_row(*row)
-    Console(width=None if sys.stdout.isatty() else 160).print(table)
+    console = Console(width=None if sys.stdout.isatty() else 160)
+    for name, group in by_price():
+        table = Table(*COLUMNS, box=SIMPLE_HEAD, pad_edge=False, title=name, title_justify="left")
+        for row in group:
+            table.add_row(*row)
+        console.print(table)
     print("P: one copy of the trainable parameters. A method's page: hf-sam explain KEY")
 
 

@@ -9,6 +9,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import MISSING, Field, dataclass, fields
 from typing import TYPE_CHECKING, Any
 
+from .prices import COLUMNS, by_price, rows
+
 if TYPE_CHECKING:
     from .methods import Method
 
@@ -17,7 +19,6 @@ TABLE_GENERATED = "<!-- written by `python -m hf_sam.pages > docs/methods/index.
 HEADINGS = ("Update", "Cost", "Defaults", "Deviations", "When it does not help")
 ATTRIBUTES = "\nAttributes:\n"
 EXAMPLE = "\nExample:\n"
-COLUMNS = ("key", "paper", "passes per update", "extra memory (P)", "state", "when to use")
 
 
 # -- reading docstrings -----------------------------------------------------------------------
@@ -77,7 +78,7 @@ def default_of(f: Field[Any]) -> Any:
 def allowed(f: Field[Any]) -> str:
     """Return, in words, the values that a field's metadata allows."""
     rules = f.metadata
-    choices = ", ".join(rules.get("choices", ()))
+    choices = ", ".join(map(str, rules.get("choices", ())))
     if "low" not in rules:
         return f"one of {choices}" if choices else ""
     words = f"from {rules['low']:g}" + (f" to {rules['high']:g}" if "high" in rules else "")
@@ -100,16 +101,6 @@ def known_method(key: str) -> type[Method]:
     return METHODS[key]
 
 
-def rows() -> list[tuple[str, ...]]:
-    """Return the table of methods, a row of `COLUMNS` each."""
-    from .methods import METHODS
-
-    return [
-        (key, kind.paper, kind.passes, kind.memory, "saved" if keeps(kind) else "none", kind.use)
-        for key, kind in METHODS.items()
-    ]
-
-
 def methods_page() -> str:
     """Return the page with the table of methods, which the repository holds as a file."""
     return (
@@ -117,14 +108,13 @@ def methods_page() -> str:
         "trainable parameters, for LoRA of the adapter; a *pass* is a forward and a backward over "
         "the whole batch. A method's page, with its update, defaults and when it does not help: "
         "`hf-sam explain KEY`. [Which method, which radius, when not](../choosing.md).\n\n"
-        + table_markdown(COLUMNS, [(f"`{row[0]}`", *row[1:]) for row in rows()])
+        + "\n\n".join(
+            f"## {name.capitalize()}\n\n"
+            + table_markdown(COLUMNS, [(f"`{row[0]}`", *row[1:]) for row in group])
+            for name, group in by_price()
+        )
         + "\n"
     )
-
-
-def keeps(kind: type[Method]) -> bool:
-    """Return whether a method carries anything from update to update."""
-    return kind().keeps_state
 
 
 def explain_text(key: str) -> str:

@@ -21,7 +21,8 @@ class Case:
         options: beside rho, where the law should not take the defaults.
         extra_p: peak memory beyond the plain Trainer, in copies of the trainable parameters.
         mask_p: the same for an update that makes a new mask.
-        launches: kernels beside the passes of an update of BERT-base on an accelerator, at most.
+        launches: kernels beside the passes of an update of BERT-base on an accelerator, at most;
+            None where the host has to wait for a number, which the count does not allow.
         views: views beside the passes, per parameter, at most.
         rho_zero: what makes it the plain Trainer (law 2).
         rho_zero_exact: bit for bit, or to 1e-6 for a method that is honestly inexact.
@@ -46,7 +47,7 @@ class Case:
     options: dict[str, Any] = field(default_factory=dict)
     extra_p: float = 1.0
     mask_p: float | None = None
-    launches: int = 60
+    launches: int | None = 60
     views: int = 4
     rho_zero: dict[str, Any] = field(default_factory=lambda: {"rho": 0.0})
     rho_zero_exact: bool = True
@@ -163,6 +164,20 @@ CASES = [
         stateful=True,
         one_pass=True,
         earlier=True,
+    ),
+    Case(  # perturbs always at these thresholds
+        "ae_sam",
+        passes=lambda step, total: 2,
+        options={"lambda_1": -50.0, "lambda_2": -50.0},
+        launches=None,
+        stateful=True,
+    ),
+    Case(
+        "wsam",
+        passes=lambda step, total: 2,
+        rho_zero={"rho": 0.0, "gamma": 0.5},
+        extra_p=2.0,
+        launches=132,
     ),
     Case(
         "gsam",

@@ -266,7 +266,12 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "late_sam": {"start": 0.5},
 }
 KEYS = [key for key in METHODS if key != "none"]
-SCHEDULED = {"ss_sam": "random:constant:0.5", "late_sam": "after:0.5", "tail_sam": "decay"}
+SCHEDULED = {
+    "ss_sam": "random:constant:0.5",
+    "late_sam": "after:0.5",
+    "tail_sam": "decay",
+    "ae_sam": "adaptive",
+}
 ROWS = {case.key: case for case in CASES}
 BUILT = {key: METHODS[key](**OPTIONS.get(key, {})) for key in KEYS}
 NOT_AT_W = [key for key, method in BUILT.items() if not asks(method).starts_at_w]
@@ -296,6 +301,7 @@ def cost(key: str, perturbed: list[bool]) -> list[int]:
         "late_sam": lambda t: 2,
         "ss_sam": lambda t: 2,
         "tail_sam": lambda t: 2,
+        "ae_sam": lambda t: 2,
     }
     row = table.get(key, lambda t: ROWS[key].passes(t, STEPS))
     return [row(t) if yes else 1 for t, yes in enumerate(perturbed)]

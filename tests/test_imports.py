@@ -31,6 +31,7 @@ MAY_IMPORT = {
     "parts": {"sweeps", "sums", "vector", "landscape"},
     "methods": {"sweeps", "sums", "vector", "landscape", "parts"},
     "texts": {"parts"},
+    "prices": {"methods"},
     "arguments": {"sweeps", "sums", "vector", "landscape", "parts", "methods", "texts"},
     "engine": {"sweeps", "sums", "vector", "landscape"},
     "host": {"sweeps", "sums", "vector", "landscape"},

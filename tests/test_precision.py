@@ -273,7 +273,9 @@ def test_an_overflow_in_any_pass_skips_the_update(
     perturbed = [e for e in trainer.state.log_history if e.get("sam/share_perturbed_updates")]
     skips = [e["sam/skipped"] for e in perturbed]
     case = by_key(key)
-    perturbs = case.one_pass or case.passes(update, UPDATES) > 1
+    # AE-SAM does not perturb an update whose gradient at w is not finite.
+    gated = key == "ae_sam" and number == 0
+    perturbs = (case.one_pass or case.passes(update, UPDATES) > 1) and not gated
     # What overflowed is no direction for the next update; a momentum still has the updates before.
     again = key == "previous_sam" and update > 0
     assert sum(skips) == perturbs + again

@@ -130,6 +130,13 @@ class DeepSpeedEngine(AcceleratedEngine):
         kind = param.dtype if self._scaling.scale is None else torch.float32
         return torch.zeros_like(param, dtype=kind, requires_grad=False)
 
+    def move_(self, params: Sequence[Tensor], step: Sequence[Tensor | None], scale: float) -> None:
+        """Refuse, because the optimizer overwrites the weights with those that it keeps apart."""
+        raise NotImplementedError(
+            "a method that moves weights itself (wsam with decoupled=True) does not work under "
+            "DeepSpeed, which keeps weights of its own: use decoupled=False, DDP or FSDP2"
+        )
+
     def give(self, params: Sequence[Tensor], update: Sequence[Tensor | None]) -> Tensor | None:
         """Hand the update to DeepSpeed, which then steps. It consumes `update`.
 

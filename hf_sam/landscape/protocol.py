@@ -236,6 +236,14 @@ class Engine:
                 weights, scales = ([vector[i] for i in places] for vector in (held, near))
                 torch._foreach_mul_(weights, scales)  # type: ignore[arg-type]
 
+    def move_(self, params: Sequence[Tensor], step: Sequence[Tensor | None], scale: float) -> None:
+        """Add `scale` times a step to the parameters in place, for good; None leaves one alone."""
+        held = self.held(params)
+        with torch.no_grad():
+            for places in by_kind(held, step):
+                weights, steps = ([vector[i] for i in places] for vector in (held, step))
+                torch._foreach_add_(weights, steps, alpha=scale)  # type: ignore[arg-type]
+
     def watch(self, held: Sequence[Tensor], eps: Sequence[Tensor | None]) -> None:
         """Inspect a perturbation that is about to be applied; the base class ignores it."""
 

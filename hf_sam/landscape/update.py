@@ -227,6 +227,10 @@ class Context:
         """
         self.update.engine.scale_(self.params, factors)
 
+    def move_(self, step: Vector, scale: float) -> None:
+        """Add `scale` times a step to the parameters in place, as a part of the update."""
+        self.update.engine.move_(self.params, step, scale)
+
     def rows(self, i: int, whole: Tensor) -> Tensor:
         """Return the rows that this process holds of a tensor of parameter i's full shape."""
         return self.update.engine.rows(self.params[i], whole)

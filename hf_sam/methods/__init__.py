@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The methods, one file for each paper."""
 
+from .ae_sam import AESAM as AESAM
 from .asam import ASAM as ASAM
 from .bar import BAR as BAR
 from .base import Method as Method
@@ -30,6 +31,7 @@ from .stable_sam import StableSAM as StableSAM
 from .tail_sam import TailSAM as TailSAM
 from .vasso import VaSSO as VaSSO
 from .when import When as When
+from .wsam import WSAM as WSAM
 
 METHODS: dict[str, type[Method]] = {
     "none": Plain,
@@ -49,6 +51,8 @@ METHODS: dict[str, type[Method]] = {
     "tail_sam": TailSAM,
     "momentum_sam": MomentumSAM,
     "previous_sam": PreviousSAM,
+    "ae_sam": AESAM,
+    "wsam": WSAM,
     "gsam": GSAM,
     "vasso": VaSSO,
     "bar": BAR,

@@ -97,7 +97,10 @@ class Perturbing(Method):
 
     Attributes:
         ascent_fraction: the share of each micro-batch's examples, from its beginning, on which the
-            ascent gradient is computed. The logged clean loss is that of these examples, and
+            ascent gradient is computed. To first order this keeps all of SAM's effect, because
+            both passes still share the noise of these examples; other examples in the ascent would
+            lose it. A gradient of fewer examples is longer for its noise, so the best rho may grow,
+            by up to 1 / sqrt(ascent_fraction). The logged clean loss is that of these examples, and
             sharpness is not read. Bahri, Mobahi, Tay, ACL 2022, arXiv 2110.08529.
     """
 

@@ -89,11 +89,14 @@ class MSAM(Perturbing):
     Trainer. Under DDP with local ascent every rank has its own groups, so there are micro_batches
     times as many as there are ranks.
 
-    When it does not help: groups of a few examples perturb along noise.
+    When it does not help: groups of a few examples perturb along noise. That is wanted against
+    wrong labels: with micro_batches = "examples", SAM of each example by itself, the gain comes
+    from how single gradients are weighed (Baek et al., ICML 2024, arXiv 2405.03676). Its passes
+    have one example each, which takes many times as long.
 
     Attributes:
         rho: radius of each group's perturbation, weight-space L2 norm, or a schedule for it.
-        micro_batches: groups per update and rank; 1 is SAM.
+        micro_batches: groups per update and rank; 1 is SAM, "examples" a group of each example.
     """
 
     paper = "Behdin et al., 2023, arXiv 2302.09693"
@@ -103,8 +106,14 @@ class MSAM(Perturbing):
     needs_here = False
 
     rho: Rho = field(default=0.05, metadata={"help": "radius, weight-space L2 norm", "low": 0.0})
-    micro_batches: int = field(
-        default=4, metadata={"help": "groups per update and rank", "low": 1, "whole": True}
+    micro_batches: int | str = field(
+        default=4,
+        metadata={
+            "help": "groups per update and rank",
+            "choices": ("examples",),
+            "low": 1,
+            "whole": True,
+        },
     )
 
     def update(self, at: Landscape) -> Vector:
@@ -112,7 +121,13 @@ class MSAM(Perturbing):
         sam = SAM(self.rho, ascent_fraction=self.ascent_fraction)
         if self.micro_batches == 1:  # bit for bit SAM, without the cost of cutting
             return sam.update(at)
-        return mean_of_groups(at, self.micro_batches, sam)
+        # There are never more groups than examples.
+        groups = AS_MANY if isinstance(self.micro_batches, str) else self.micro_batches
+        return mean_of_groups(at, groups, sam)
+
+
+AS_MANY = 1 << 30
+"""A number of groups that no update has examples for."""
 
 
 def mean_of_groups(at: Landscape, groups: int | None, method: Method) -> Vector:

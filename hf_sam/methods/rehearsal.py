@@ -78,7 +78,7 @@ def asks(method: Method, batches: int = 2) -> Asks:
         head=any(notes.head for notes in records),
         starts_at_w=records[0].starts_at_w,
         groups=max(notes.groups for notes in records),
-        passes=records[0].seen / (UPDATES * batches * EXAMPLES),
+        passes=records[0].seen / (records[0].updates * batches * EXAMPLES),
     )
 
 
@@ -100,7 +100,7 @@ class Notes:
         self.examples = self.losses = self.draws = self.layers = self.head = False
         self.starts_at_w = True
         self.groups = 1
-        self.seen = 0
+        self.seen = self.updates = 0
 
 
 def _rehearse(method: Method, batches: int) -> Notes:
@@ -112,6 +112,8 @@ def _rehearse(method: Method, batches: int) -> Notes:
     with contextlib.suppress(ValueError, NotImplementedError):
         for step in range(UPDATES):
             _one_update(fresh, notes, step, batches)
+            if notes.groups >= EXAMPLES:  # a group of each example: one such update shows it all
+                break
     return notes
 
 
@@ -170,6 +172,7 @@ def _one_update(method: Method, notes: Notes, step: int, batches: int) -> None:
     method(Landscape.of(update, Data.by_examples([range(EXAMPLES)] * batches, Ranges(notes))))
     notes.groups = max(notes.groups, stage.groups)
     notes.seen += stage.seen
+    notes.updates += 1
 
 
 class Ranges:

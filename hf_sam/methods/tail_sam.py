@@ -47,6 +47,8 @@ class TailSAM(Method):
     Attributes:
         rho: radius at the largest learning rate, weight-space L2 norm, or a schedule for it.
         fraction: share of each micro-batch's examples, from its beginning, for the ascent gradient.
+            It keeps SAM's effect to first order, because both passes share the noise of these
+            examples; the best rho may grow by up to 1 / sqrt(fraction).
         start: "decay", or the share of all updates, 0 to 1, after which SAM begins.
     """
 

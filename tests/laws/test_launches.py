@@ -117,6 +117,8 @@ def launches(case: Case) -> Launches:
 
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_launches_have_a_budget(case: Case) -> None:
+    if case.launches is None:
+        pytest.skip("its schedule needs the gradient's norm on the host")
     found = launches(case)
     assert found.kernels.total() <= case.launches, found.kernels.most_common(8)
     assert found.views // 194 <= case.views

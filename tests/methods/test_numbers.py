@@ -11,6 +11,7 @@ from hf_sam import (
     METHODS,
     RSAM,
     SAM,
+    WSAM,
     BilateralSAM,
     FriendlySAM,
     LateSAM,
@@ -94,6 +95,15 @@ class TestSAM:
         at = q.at()
         close(SAM(0.05)(at)[0], [0.0, 0.0])
         assert bool(at.readings["skipped"])
+
+
+def test_decoupled_wsam_beside_adam() -> None:
+    q = Quadratic()
+    optimizer = torch.optim.Adam(q.params, lr=0.1)
+    place = Progress(learning_rate=0.1)
+    q.params[0].grad = WSAM(decoupled=True)(q.at(progress=place))[0]
+    optimizer.step()
+    close(q.w, [0.8911747749, -0.0412613039])
 
 
 def test_momentum_sam_beside_sgd_with_momentum() -> None:

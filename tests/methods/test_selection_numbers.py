@@ -10,8 +10,10 @@ import torch
 from torch import Tensor
 
 from hf_sam import ESAM, METHODS, MSAM, SAM, Landscape, Plain, SparseSAMDynamic, SparseSAMFisher
+from hf_sam.methods import asks
 from hf_sam.methods.esam import most
 from tests.methods.quadratic import LR, Quadratic, close
+from tests.toys import Bowl
 
 
 class TwoSamples:
@@ -174,3 +176,21 @@ def test_the_ascent_on_a_part_of_the_batch(key: str) -> None:
     assert two.sizes == [1, 2]
     if key == "sam":
         close(two.eps(1), [0.05, 0.0])
+
+
+def test_sam_of_each_example_by_itself() -> None:
+    """As many groups as examples, whatever the micro-batches, and known without counting them."""
+    bowl = Bowl()
+    found = [
+        MSAM(0.3, micro_batches=groups)(bowl.landscape(batches=batches))
+        for groups, batches in (("examples", 1), ("examples", 3), (6, 1))
+    ]
+    for other in found[1:]:
+        for a, b in zip(found[0], other, strict=True):
+            assert (a is None) == (b is None)
+            if a is not None:
+                torch.testing.assert_close(a, b)
+    wanted = asks(MSAM(micro_batches="examples"), batches=1)
+    assert wanted.groups == 1024 and wanted.passes == 2.0
+    with pytest.raises(ValueError, match="micro_batches='example' is not one of examples, nor a"):
+        MSAM(micro_batches="example")
