@@ -206,14 +206,18 @@ def report(args: argparse.Namespace) -> int:
 
 
 def write(
-    args: argparse.Namespace, runs: list[Run], missing: list[str], screen: Console
+    args: argparse.Namespace,
+    runs: list[Run],
+    missing: list[str],
+    screen: Console,
+    note: str = "",
 ) -> dict[str, Any]:
     """Write results.json, the pictures and the page, show the table, and return the results."""
     from .page import terminal, write_page
     from .summary import summarise
 
     command = shlex.join(["hf-sam", *sys.argv[1:]])
-    results = summarise(runs, command, args.metric, missing)
+    results = summarise(runs, command, args.metric, missing, note)
     args.output_dir.mkdir(parents=True, exist_ok=True)
     path = args.output_dir / "results.json"
     path.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")

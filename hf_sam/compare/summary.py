@@ -201,6 +201,7 @@ def summarise(
     command: str,
     metric: str | None = None,
     missing: Sequence[str] = (),
+    note: str = "",
 ) -> dict[str, Any]:
     """Return everything that is reported, as JSON holds it.
 
@@ -209,6 +210,7 @@ def summarise(
         command: that made this report.
         metric: to compare by; default: the one that the task is known by.
         missing: runs that were planned and are not finished.
+        note: a sentence to show above the results.
 
     Raises:
         ValueError: the runs do not all have that metric.
@@ -229,6 +231,7 @@ def summarise(
         })
     return {
         "command": command,
+        "note": note,
         **asdict(scale),
         "title": scale.title,
         "settings": settings,

@@ -35,6 +35,7 @@ methods to choose from, as `hf-sam compare` takes them (default: sam). An option
 as it is; radii from 0.0001 to 0.2 and the options that a method names are tried
 """
 SPLIT = "--train_val_split 0.2"
+NOTE = "Scores are on a part of the training set, by which one of them was chosen."
 UNITS = {"s": 1, "m": 60, "h": 3600}
 
 
@@ -127,7 +128,7 @@ def _about_split(split: str) -> str:
 def _end(args: argparse.Namespace, search: Search, script: Sequence[str]) -> int:
     best = search.best()
     runs = [run for row in search.rows for run in search.results(row)]
-    results = write(args, runs, [], console())
+    results = write(args, runs, [], console(), NOTE)
     lines = {line["method"]: line for line in results["settings"][0]["lines"]}
     line = lines[best.name]
     gained = line["difference"]["beyond_noise"] and search.gain(best, len(line["seeds"])) > 0

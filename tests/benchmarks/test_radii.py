@@ -16,7 +16,7 @@ def test_a_loss_is_shown_losing() -> None:
     """At 0.05 all three seeds of MRPC lose."""
     rows = list(radii.ours())
     first = next(i for i, row in enumerate(rows) if "MRPC" in row[0])
-    (row,) = [row for row in rows[first : first + 12] if row[1] == "rho 0.05"]
+    (row,) = [row for row in rows[first : first + 12] if row[1] == "`sam:rho=0.05`"]
     assert row[2:] == ("3", "-3.3 ± 0.3", "0 of 3")
 
 
