@@ -68,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> str:
     settings = _parser().parse_args(words)
     rows = parse_rows(settings.methods)
     settings.command = machine.command("benchmarks.glue_memory", words)
-    settings.updates = MEMORY_UPDATES
+    settings.updates, settings.lora_r = MEMORY_UPDATES, None
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     disable_progress_bars()

@@ -61,7 +61,7 @@ def prepare(settings: argparse.Namespace, folder: str, **flags: Any) -> Problem:
         "max_seq_length": settings.length,
         "seed": settings.seed,
         "use_cpu": settings.use_cpu,
-        "use_peft": settings.lora_r and True,
+        "use_peft": settings.lora_r and True,  # None is no flag at all
         "lora_r": settings.lora_r,
         "output_dir": folder,
         "do_train": True,

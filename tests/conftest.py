@@ -26,6 +26,7 @@ import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
 from hypothesis import settings  # noqa: E402
+from transformers.utils import logging as transformers_logging  # noqa: E402
 
 from hf_sam.methods import Method, rehearsal  # noqa: E402
 
@@ -50,6 +51,12 @@ def _missing(item: pytest.Item) -> str | None:
 
 def _data() -> Path:
     return Path(os.environ.get("HF_SAM_DATA", "real_data"))
+
+
+@pytest.fixture(autouse=True)
+def _usual_verbosity() -> None:
+    """Undoes what a benchmark in another test has switched off; the scripts' logs follow it."""
+    transformers_logging.set_verbosity_warning()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -84,7 +84,7 @@ def test_no_launch_option_is_an_argument_of_a_script() -> None:
 
 
 def test_every_configuration_has_its_name(tmp_path: Path) -> None:
-    assert set(launch.configs()) == {"ddp", "ddp_cpu", "fsdp2", "zero1", "zero2"}
+    assert set(launch.configs()) == {"ddp", "ddp_cpu", "fsdp2", "zero1", "zero2", "zero3"}
     assert all(yaml.safe_load(path.read_text()) for path in launch.configs().values())
     (tmp_path / "mine.yaml").touch()
     assert launch.config_file(str(tmp_path / "mine.yaml")) == tmp_path / "mine.yaml"

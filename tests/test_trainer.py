@@ -26,6 +26,7 @@ from transformers import (
 
 from hf_sam import ASAM, METHODS, SAM, SAMArguments, SAMMixin, SAMTrainer, SAMTrainingArguments
 from hf_sam.host import measuring
+from hf_sam.sweeps import GROUPED, forced
 from tests.cases import CASES
 from tests.toys import (
     CHECKPOINTING,
@@ -185,8 +186,9 @@ QUIET = {
     "logging_steps": 1000,
     "logging_nan_inf_filter": False,
 }
-ON_HOST = {"ss_sam": 1, "esam": 2}
-"""Values per update that a method draws, and reads, on the host: no device is asked."""
+ON_HOST = {"ss_sam": 1, "esam": 2, "tail_sam": 1, "ae_sam": 1}
+"""Values per update that a method reads on the host: what it draws there (SS-SAM, ESAM), whether a
+part of the batch has labels (Tail SAM), and the gate that the gradient's norm opens (AE-SAM)."""
 
 BY_NUMPY = ("ssam_f", "ssam_d")
 """Methods that gather weights on a CPU by numpy; `laws/test_launches.py` is about devices."""
@@ -212,7 +214,8 @@ def reads_per_update(key: str, folder: Path) -> list[int]:
     with pytest.MonkeyPatch.context() as patch, reads:
         for method in ("tolist", "cpu", *(() if key in BY_NUMPY else ("numpy",))):
             patch.setattr(torch.Tensor, method, reads.counting(method))
-        trainer.train()
+        with forced(GROUPED):  # a CPU may look at its own numbers
+            trainer.train()
     return watch.found[1:]
 
 

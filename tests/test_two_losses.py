@@ -136,7 +136,7 @@ def test_a_radius_of_zero_is_the_plain_trainer(tmp_path: Path) -> None:
 
 
 def test_a_budget_is_of_the_loss_that_rises(tmp_path: Path) -> None:
-    trainer = trainer_of("class weights", tmp_path, sam_rho="budget:0.1", max_steps=1)
+    trainer = trainer_of("class weights", tmp_path, sam_rho="budget:0.1:10", max_steps=1)
     trainer.train()
     entry = trainer.state.log_history[0]
     wanted = 0.1 * entry["sam/ascent_loss"] / entry["sam/ascent_grad_norm"]

@@ -74,7 +74,7 @@ def from_hub(
     Raises:
         InputError: there is no such dataset or split, or it cannot be had.
     """
-    from datasets import load_dataset
+    from datasets import config, load_dataset
 
     path = str(args.dataset_name)
     try:
@@ -90,12 +90,12 @@ def from_hub(
         if stage == "train" or name != "validation":
             raise InputError(f"{path}: has no split {name!r}, only {', '.join(splits)}")
         return None
-    return _from_rows(splits[name], f"{path} ({name})", args)
+    # What the library fetched lies in its cache; images of a folder lie there.
+    folder = path if Path(path).is_dir() else cache_dir or config.HF_CACHE_HOME
+    return _from_rows(splits[name], f"{path} ({name})", args, Path(folder))
 
 
-def _from_rows(
-    data: Dataset, source: str, args: DataTrainingArguments, folder: Path | None = None
-) -> Part:
+def _from_rows(data: Dataset, source: str, args: DataTrainingArguments, folder: Path) -> Part:
     """Take images and labels out of a table; paths in it are of files in `folder`."""
     from datasets import Image
 
@@ -125,7 +125,7 @@ def _check_labels(labels: list[Any], column: str, source: str) -> None:
             )
 
 
-def _bytes(data: Dataset, column: str, row: int, folder: Path | None) -> bytes:
+def _bytes(data: Dataset, column: str, row: int, folder: Path) -> bytes:
     """Return the encoded image of a row, given as bytes or as a path."""
     value = data[row][column]
     content, path = (
@@ -138,14 +138,12 @@ def _bytes(data: Dataset, column: str, row: int, folder: Path | None) -> bytes:
     raise ValueError(f"column {column!r} holds {value!r:.60}")
 
 
-def _beside(path: str, folder: Path | None) -> Path:
+def _beside(path: str, folder: Path) -> Path:
     """Return the file that a table names; a table may name files of its own folder only.
 
     Raises:
         ValueError: the path leads elsewhere, also through a link.
     """
-    if folder is None:
-        raise ValueError(f"it names a file ({shown(path)}) instead of holding an image")
     file = (folder / path).resolve()
     if not file.is_relative_to(folder.resolve()):
         raise ValueError(

@@ -15,16 +15,9 @@ from transformers import (
     PreTrainedTokenizerFast,
     set_seed,
 )
-from transformers.utils import logging as transformers_logging
 
 WORDS = ["the", "a", "cat", "dog", "sat", "ran", "on", "mat", "road", "good", "bad", "very"]
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
-
-
-@pytest.fixture(autouse=True)
-def _usual_verbosity() -> None:
-    """Undoes what a benchmark in another test has switched off; the script's logs follow it."""
-    transformers_logging.set_verbosity_warning()
 
 
 def sentence(number: int) -> str:
