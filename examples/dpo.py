@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from datasets import load_dataset
 from trl import DPOConfig, DPOTrainer, ModelConfig, ScriptArguments, TrlParser, get_peft_config
+from trl.trainer.utils import FusedCausalLMOutput
 
 from hf_sam import SAMArguments, SAMMixin
 
@@ -38,6 +39,33 @@ class SAMDPOConfig(SAMArguments, DPOConfig):
     """Its arguments, with the sam_* fields."""
 
 
+def unfuse(model: Any) -> None:
+    """Let a model make logits where TRL asks for log-probabilities alone.
+
+    TRL multiplies by the head's weight in tiles and never calls the head, in whose call `head_sam`
+    perturbs it. The price is the logits' memory.
+    """
+    forward = model.forward
+
+    def with_logits(
+        *args: Any, fused_lm_head: bool = False, labels: Any = None, **kwargs: Any
+    ) -> Any:
+        if not fused_lm_head:
+            return forward(*args, labels=labels, **kwargs)
+        logits, targets = forward(*args, **kwargs).logits[:, :-1].float(), labels[:, 1:]
+        every, mask = logits.log_softmax(-1), targets != -100
+        own = every.gather(-1, targets.clamp(min=0)[..., None])[..., 0]
+        return FusedCausalLMOutput(
+            log_probs=own * mask,
+            entropy=-(every.exp() * every).sum(-1),
+            mean_logits=logits.mean(-1),
+            is_top1=logits.argmax(-1) == targets,
+            label_mask=mask,
+        )
+
+    model.forward = with_logits
+
+
 def main(argv: Sequence[str] | None = None) -> SAMDPOTrainer:
     """Train, save and return the trainer."""
     parser = TrlParser((ScriptArguments, SAMDPOConfig, ModelConfig))
@@ -49,6 +77,8 @@ def main(argv: Sequence[str] | None = None) -> SAMDPOTrainer:
         train_dataset=data[script.dataset_train_split],
         peft_config=get_peft_config(model),
     )
+    if args.sam == "head_sam":
+        unfuse(trainer.model.get_base_model() if get_peft_config(model) else trainer.model)
     trainer.train()
     trainer.save_model()
     return trainer

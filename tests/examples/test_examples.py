@@ -89,7 +89,12 @@ def test_dpo(tmp_path: Path) -> None:
     data, out = lines(tmp_path / "data", rows), tmp_path / "out"
     given = [f"--model_name_or_path={model_folder(tmp_path / 'llama', llama())}", *COMMON]
     given += [f"--dataset_name={data}", f"--output_dir={out}", "--logging_steps=1", "--bf16=0"]
-    trained(example("dpo").main([*given, "--sam=sam", "--sam_rho=0.01"]), out)
+    first = []
+    for sam in ("head_sam", "sam"):
+        trainer = example("dpo").main([*given, f"--sam={sam}", "--sam_rho=0.01"])
+        trained(trainer, out)
+        first.append(trainer.state.log_history[0])
+    assert first[0]["loss"] == pytest.approx(first[1]["loss"], abs=1e-5), "by logits, or without"
 
 
 def test_sentence_embeddings(tmp_path: Path) -> None:
