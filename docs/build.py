@@ -179,8 +179,8 @@ def capabilities() -> Iterator[str]:
     yield f"""
 ## Which method was tested where
 
-*yes*: every test of that method there passed; *no*: skipped for the reason below; *unknown*: not
-run. On CPUs, with {versions}. *Kinds of model* counts
+*yes*: every test of that method there passed; *no*: skipped for the reason below; *unknown*:
+none of these tests was run. On CPUs, with {versions}. *Kinds of model* counts
 [tiny models of every kind](evidence/matrix.md) on which the method trained.
 """
     reasons: dict[str, int] = {}
