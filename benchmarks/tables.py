@@ -162,7 +162,8 @@ def cost_section(result: Result, picture: str) -> str:
         **settings,
         model=result["model"],
         task=result["task"].upper(),
-        where=" (GPU)" if "gpu" in result["hardware"] else "",
+        where=(" with LoRA" if settings.get("lora_r") else "")
+        + (" (GPU)" if "gpu" in result["hardware"] else ""),
         precision="bfloat16 autocast, " if settings["bf16"] else "",
         parameters=result["parameters"] / 1e6,
         p=result["parameter_bytes"] / MB,

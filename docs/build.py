@@ -104,21 +104,29 @@ def method_page(key: str) -> str:
 
 def measured(key: str) -> Iterator[str]:
     """Yield what the results say about the cost of a method and its scores."""
-    source = ROOT / "benchmarks/README.md"
-    lines = source.read_text(encoding="utf-8").splitlines()
-    head = next(i for i, line in enumerate(lines) if line.startswith("| method | time |"))
-    rows = [line for line in lines[head + 2 :] if line.startswith("|")]
-    found = [row for row in rows if re.match(rf"\| `{key}(:[^`]*)?` ", row)]
-    if found:
-        yield "Time and memory beside `none` on a CPU ([how](../evidence/cost.md)):"
-        yield "\n".join([*lines[head : head + 2], *found])
-    else:
+    text = (ROOT / "benchmarks/README.md").read_text(encoding="utf-8")
+    tables = list(costs(text, key))
+    if not tables:
         yield "Its time and memory have not been measured yet."
+    for what, table in tables:
+        yield f"Time and memory beside `none`, {what} ([how](../evidence/cost.md)):"
+        yield table
     scored = sorted(set(scores(key)))
     if scored:
         yield "It was compared with `none` in [these runs](../evidence/glue.md): " + ", ".join(
             f"`{name}`" for name in scored
         )
+
+
+def costs(text: str, key: str) -> Iterator[tuple[str, str]]:
+    """Yield what was measured, and the rows of a method, from each table of costs."""
+    for part in text.split("\n## What an update costs: ")[1:]:
+        what, _, rest = part.partition("\n")
+        lines = rest.splitlines()
+        head = next(i for i, line in enumerate(lines) if line.startswith("| method | time |"))
+        own = [line for line in lines[head:] if re.match(rf"\| `{key}(:[^`]*)?` ", line)]
+        if own:
+            yield what, "\n".join([*lines[head : head + 2], *own])
 
 
 def scores(key: str) -> Iterator[str]:

