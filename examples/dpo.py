@@ -71,14 +71,15 @@ def main(argv: Sequence[str] | None = None) -> SAMDPOTrainer:
     parser = TrlParser((ScriptArguments, SAMDPOConfig, ModelConfig))
     script, args, model = parser.parse_args_and_config(argv)
     data = load_dataset(script.dataset_name, script.dataset_config)
+    adapter = get_peft_config(model)
     trainer = SAMDPOTrainer(
         model=model.model_name_or_path,
         args=args,
         train_dataset=data[script.dataset_train_split],
-        peft_config=get_peft_config(model),
+        peft_config=adapter,
     )
     if args.sam == "head_sam":
-        unfuse(trainer.model.get_base_model() if get_peft_config(model) else trainer.model)
+        unfuse(trainer.model.get_base_model() if adapter else trainer.model)
     trainer.train()
     trainer.save_model()
     return trainer

@@ -33,7 +33,8 @@ class Policy:
     Attributes:
         bytes: the most memory that the pieces of one vector take up in a group; larger tensors are
             cut. It bounds scratch memory, too.
-        eager: whether an operation costs no kernel launch, so that tensors are taken one by one.
+        eager: whether an operation costs no kernel launch, so that a sweep finishes each group
+            while it is in the cache.
     """
 
     bytes: int
