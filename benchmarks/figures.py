@@ -38,7 +38,7 @@ def draw_costs(result: dict[str, Any], path: Path) -> None:
             axes.plot([target, target], [y - 0.33, y + 0.33], color=INK, lw=1.6)
     axes.set_yticks(range(len(rows)), [r["text"].replace(":", "\n", 1) for r in rows], fontsize=9)
     axes.axvline(1.0, color=SOFT, lw=1, ls=":")
-    axes.set_xlim(left=0.9)
+    axes.set_xlim(left=min(0.9, axes.get_xlim()[0]))
     axes.set_xlabel("seconds per update relative to none")
     axes.set_title(
         f"{result['model']} on {result['task'].upper()}, "
@@ -92,7 +92,7 @@ def _draw_times(found: Sequence[Entry], path: Path) -> None:
     axes.plot([], [], "|", color=INK, ms=11, mew=1.4, label="predicted from the passes")
     axes.set_yticks(range(len(rows)), [text.replace(":", "\n", 1) for text in rows], fontsize=9)
     axes.axvline(1.0, color=SOFT, lw=1, ls=":")
-    axes.set_xlim(left=0.9)
+    axes.set_xlim(left=min(0.9, axes.get_xlim()[0]))
     axes.set_xlabel("time per update relative to none (on a CPU: CPU time; bar: quartiles)")
     axes.legend(
         loc="upper center", bbox_to_anchor=(0.45, -0.12), ncols=2, fontsize=9, frameon=False
