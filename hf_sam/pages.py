@@ -86,6 +86,13 @@ def allowed(f: Field[Any]) -> str:
     return f"{choices}, or {words}" if choices else words
 
 
+def tried(f: Field[Any]) -> str:
+    """Return the values of a field that `hf-sam tune` tries, if any."""
+    from .tune.space import grid
+
+    return ", ".join(grid(f))
+
+
 def known_method(key: str) -> type[Method]:
     """Return `METHODS[key]`.
 
@@ -133,6 +140,7 @@ def explain_text(key: str) -> str:
         lines.append(f"  {flag(f)} = {default_of(f)}{rule}")
         indent = " " * 6
         text = page.attributes.get(f.name, "")
+        text += f" Tuned over {tried(f)}." if tried(f) else ""
         lines.append(textwrap.fill(text, 96, initial_indent=indent, subsequent_indent=indent))
     return "\n".join([*lines, "", "Use:", f"  {usage(key, options)}"])
 
@@ -176,7 +184,7 @@ def methods_markdown() -> str:
 
 def options_markdown(page: Page, options: Iterable[Field[Any]]) -> str:
     """Return the table of a method's options."""
-    head = ("option", "default", "allowed", "meaning")
+    head = ("option", "default", "allowed", "tuned over", "meaning")
     return table_markdown(
         head,
         [
@@ -184,6 +192,7 @@ def options_markdown(page: Page, options: Iterable[Field[Any]]) -> str:
                 f"`{flag(f)}`",
                 f"`{default_of(f)}`",
                 allowed(f),
+                tried(f),
                 page.attributes.get(f.name, ""),
             )
             for f in options

@@ -74,6 +74,7 @@ def test_explain_is_the_docstring_and_the_fields(
         assert line.strip() in printed
     for f in pages.options_of(kind):
         assert f"  {pages.flag(f)} = {pages.default_of(f)}" in printed
+        assert f"Tuned over {pages.tried(f)}." in " ".join(printed.split()) or not pages.tried(f)
 
 
 @every_key

@@ -43,7 +43,14 @@ class ASAM(SAM):
     use = "when layers have very different scales; radius transfers between models"
     pretrained_rho = None  # its radius is relative to the weights, and none is known for them
 
-    rho: Rho = field(default=0.5, metadata={"help": "radius, dimensionless", "low": 0.0})
+    rho: Rho = field(
+        default=0.5,
+        metadata={
+            "help": "radius, dimensionless",
+            "low": 0.0,
+            "grid": (0.01, 0.03, 0.1, 0.2, 0.5, 1.0, 2.0),
+        },
+    )
     eta: float = field(default=0.01, metadata={"help": "added to |w|", "low": 0.0})
 
     def perturbation(self, here: Vector, at: Landscape) -> Vector:

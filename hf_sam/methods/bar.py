@@ -54,14 +54,25 @@ class BAR(Method):
     use = "LoRA adapters, at the price of plain training"
     needs_here = True
 
-    mu: float = field(default=0.5, metadata={"help": "strength at the beginning", "low": 0.0})
+    mu: float = field(
+        default=0.5,
+        metadata={
+            "help": "strength at the beginning",
+            "low": 0.0,
+            "grid": (0.1, 0.2, 0.5, 1.0, 2.0),
+        },
+    )
     decay: str = field(
         default="linear",
         metadata={"help": "fall of the strength", "choices": ("linear", "cosine", "constant")},
     )
     balance: str = field(
         default="gradients",
-        metadata={"help": "nBAR or oBAR", "choices": ("gradients", "weights")},
+        metadata={
+            "help": "nBAR or oBAR",
+            "choices": ("gradients", "weights"),
+            "grid": ("gradients", "weights"),
+        },
     )
 
     def update(self, at: Landscape) -> Vector:

@@ -69,7 +69,10 @@ class BiLoRA(Method):
     pretrained_rho = 0.05
     needs_here = True
 
-    rho: Rho = field(default=0.05, metadata={"help": "bound of the perturbation", "low": 0.0})
+    rho: Rho = field(
+        default=0.05,
+        metadata={"help": "bound of the perturbation", "low": 0.0, "grid": (0.01, 0.02, 0.05, 0.1)},
+    )
     rank: int = field(
         default=8, metadata={"help": "of the second adapter", "low": 1, "whole": True}
     )

@@ -60,10 +60,17 @@ class ESAM(Method):
 
     rho: Rho = field(default=0.05, metadata={"help": "radius, weight-space L2 norm", "low": 0.0})
     beta: float = field(
-        default=0.6, metadata={"help": "probability of a tensor", "low": 0.01, "high": 1.0}
+        default=0.6,
+        metadata={
+            "help": "probability of a tensor",
+            "low": 0.01,
+            "high": 1.0,
+            "grid": (0.5, 0.6, 1.0),
+        },
     )
     gamma: float = field(
-        default=0.5, metadata={"help": "share of the examples", "low": 0.01, "high": 1.0}
+        default=0.5,
+        metadata={"help": "share of the examples", "low": 0.01, "high": 1.0, "grid": (0.5, 1.0)},
     )
 
     needs_here = False

@@ -60,7 +60,8 @@ class FlatLoRA(Method):
     needs_here = True
 
     sigma: float = field(
-        default=0.05, metadata={"help": "noise relative to a row's norm", "low": 0.0}
+        default=0.05,
+        metadata={"help": "noise relative to a row's norm", "low": 0.0, "grid": (0.05, 0.1, 0.15)},
     )
 
     def update(self, at: Landscape) -> Vector:

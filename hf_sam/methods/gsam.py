@@ -48,7 +48,12 @@ class GSAM(SAM):
     needs_here = True
 
     alpha: float = field(
-        default=0.4, metadata={"help": "weight of the perpendicular part", "low": 0.0}
+        default=0.4,
+        metadata={
+            "help": "weight of the perpendicular part",
+            "low": 0.0,
+            "grid": (0.1, 0.2, 0.4, 0.6),
+        },
     )
 
     def update(self, at: Landscape) -> Vector:

@@ -44,7 +44,13 @@ class LateSAM(SAM):
     use = "most of SAM's gain at a fraction of its cost; fine-tuning of language models"
 
     start: float = field(
-        default=0.75, metadata={"help": "fraction of all updates", "low": 0.0, "high": 1.0}
+        default=0.75,
+        metadata={
+            "help": "fraction of all updates",
+            "low": 0.0,
+            "high": 1.0,
+            "grid": (0.5, 0.75, 0.9),
+        },
     )
 
     @property

@@ -62,7 +62,10 @@ class LookSAM(Perturbing):
         default=5,
         metadata={"help": "updates between refreshes", "low": 1, "whole": True, "grid": (2, 5, 10)},
     )
-    alpha: float = field(default=0.1, metadata={"help": "length of the reused part", "low": 0.0})
+    alpha: float = field(
+        default=0.1,
+        metadata={"help": "length of the reused part", "low": 0.0, "grid": (0.05, 0.1, 0.3, 0.7)},
+    )
     layerwise: str = field(
         default="none",
         metadata={"help": "radius per tensor", "choices": ("none", "unit", "trust")},

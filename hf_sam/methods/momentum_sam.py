@@ -50,7 +50,14 @@ class MomentumSAM(Momentum, OnePass):
     memory = "2"
     use = "images from scratch at the price of plain training, with a tuned radius"
 
-    rho: Rho = field(default=3.0, metadata={"help": "radius, weight-space L2 norm", "low": 0.0})
+    rho: Rho = field(
+        default=3.0,
+        metadata={
+            "help": "radius, weight-space L2 norm",
+            "low": 0.0,
+            "grid": (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0),
+        },
+    )
 
     def along(self, at: Landscape) -> Vector | None:
         """Return the direction against the momentum of earlier gradients."""

@@ -113,6 +113,7 @@ class MSAM(Perturbing):
             "choices": ("examples",),
             "low": 1,
             "whole": True,
+            "grid": (2, 4, 8),
         },
     )
 

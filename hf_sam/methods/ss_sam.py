@@ -54,7 +54,13 @@ class SSSAM(SAM):
     use = "SAM at three quarters of its cost, spread over the whole run"
 
     schedule: str = field(
-        default="linear", metadata={"help": "family of p", "choices": tuple(COINS)}
+        default="linear",
+        metadata={
+            "help": "family of p",
+            "choices": tuple(COINS),
+            # A constant p is p_start, whose default 0 perturbs nothing.
+            "grid": ("piecewise", "linear", "trigonometric"),
+        },
     )
     p_start: float = field(default=0.0, metadata={"help": "probability at the start", **SHARE})
     p_end: float = field(default=1.0, metadata={"help": "probability at the end", **SHARE})

@@ -64,11 +64,22 @@ class TailSAM(Method):
     )
     fraction: float = field(
         default=0.25,
-        metadata={"help": "share of the batch for the ascent", "low": 0.01, "high": 1.0},
+        metadata={
+            "help": "share of the batch for the ascent",
+            "low": 0.01,
+            "high": 1.0,
+            "grid": (0.25, 0.5, 1.0),
+        },
     )
     start: float | str = field(
         default="decay",
-        metadata={"help": "when SAM begins", "choices": ("decay",), "low": 0.0, "high": 1.0},
+        metadata={
+            "help": "when SAM begins",
+            "choices": ("decay",),
+            "low": 0.0,
+            "high": 1.0,
+            "grid": ("decay", 0.5, 0.7),
+        },
     )
 
     @property

@@ -52,7 +52,13 @@ class WSAM(SAM):
     needs_here = True
 
     gamma: float = field(
-        default=0.9, metadata={"help": "weight of the sharpness", "low": 0.0, "high": 0.99}
+        default=0.9,
+        metadata={
+            "help": "weight of the sharpness",
+            "low": 0.0,
+            "high": 0.99,
+            "grid": (0.7, 0.9, 0.95),
+        },
     )
     decoupled: bool = field(
         default=False, metadata={"help": "sharpness beside the optimizer", "choices": (False, True)}

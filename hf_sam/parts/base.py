@@ -44,7 +44,8 @@ class Part:
     Parts nest: a field may be a part or a tuple of parts, and describing, saving and loading follow
     the nesting. Whenever a field is set, its value is checked against the field's metadata: `low`
     and `high` (inclusive bounds), `whole` (a whole number), `choices` (beside bounds: other values
-    than numbers), and `optional` (None is allowed).
+    than numbers), and `optional` (None is allowed). `grid` holds the values that `hf-sam tune`
+    tries; those of an option include its default.
 
     Class attributes:
         stateful: whether the part itself keeps anything in `state`.

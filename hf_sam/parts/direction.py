@@ -117,11 +117,17 @@ class MinusAverage(RunningAverage):
     """
 
     sigma: float = field(
-        default=1.0, metadata={"help": "share of the average taken off", "low": 0.0}
+        default=1.0,
+        metadata={"help": "share of the average taken off", "low": 0.0, "grid": (0.5, 1.0)},
     )
     decay: float = field(
         default=0.9,
-        metadata={"help": "decay of the average, per update", "low": 0.0, "high": 1.0},
+        metadata={
+            "help": "decay of the average, per update",
+            "low": 0.0,
+            "high": 1.0,
+            "grid": (0.6, 0.9, 0.95),
+        },
     )
 
     def noise_(self, v: Vector) -> Vector:
@@ -161,7 +167,13 @@ class AverageDirection(RunningAverage):
     """
 
     theta: float = field(
-        default=0.9, metadata={"help": "weight of the new gradient", "low": 0.0, "high": 1.0}
+        default=0.9,
+        metadata={
+            "help": "weight of the new gradient",
+            "low": 0.0,
+            "high": 1.0,
+            "grid": (0.2, 0.4, 0.9),
+        },
     )
 
     def average_(self, v: Vector) -> Vector:

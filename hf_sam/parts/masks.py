@@ -38,7 +38,13 @@ class Mask(Part):
     stateful = True
 
     sparsity: float = field(
-        default=0.5, metadata={"help": "share of weights not perturbed", "low": 0.0, "high": 1.0}
+        default=0.5,
+        metadata={
+            "help": "share of weights not perturbed",
+            "low": 0.0,
+            "high": 1.0,
+            "grid": (0.2, 0.5, 0.8, 0.9),
+        },
     )
     update_interval: int | None = field(
         default=None,

@@ -32,7 +32,8 @@ same command goes on where it was; with a larger budget, too.
 """
 METHODS = """\
 methods to choose from, as `hf-sam compare` takes them (default: sam). An option that is given stays
-as it is; radii from 0.0001 to 0.2 and the options that a method names are tried
+as it is. First radii are tried, mostly from 0.0001 to 0.2, then around the best of them the values
+of options that `hf-sam explain KEY` lists
 """
 SPLIT = "--train_val_split 0.2"
 NOTE = "Scores are on a part of the training set, by which one of them was chosen."
@@ -94,8 +95,9 @@ def tune(args: argparse.Namespace) -> int:
     given = script_of(args)
     jobs.check_script(given)
     script = with_split(given, shlex.split(args.split))
-    rows = candidates(args.methods)
-    search = Search(rows, args.seeds, script, args.output_dir, args.budget, args.metric)
+    search = Search(
+        candidates(args.methods), args.seeds, script, args.output_dir, args.budget, args.metric
+    )
     screen = console()
     display = Display(search, screen)
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from ..compare.jobs import Job, Running, plan, remember
 from ..compare.rows import NONE, Row
 from ..compare.runs import Run, choose_metric, less_is_better, recorded
+from .space import Space
 
 if TYPE_CHECKING:
     import optuna
@@ -59,7 +60,7 @@ class Search:
     its mean gain over `none` with the same seeds.
 
     Args:
-        rows: the candidates, `none` first.
+        space: the candidates, and in which order they are tried.
         seeds: for each of them, at most.
         script: the script and its arguments, which make it evaluate on a part of its training set.
         folder: of the search; what an earlier call began there goes on.
@@ -72,16 +73,17 @@ class Search:
 
     def __init__(
         self,
-        rows: Sequence[Row],
+        space: Space,
         seeds: int,
         script: Sequence[str],
         folder: Path,
         budget: Budget,
         metric: str | None = None,
     ) -> None:
-        self.rows, self.seeds, self.script = rows, seeds, script
+        self.space, self.rows = space, space.rows
+        self.seeds, self.script = seeds, script
         self.folder, self.budget, self._wanted_metric = folder, budget, metric
-        self.study = open_study(folder, [row.text for row in rows], seeds)
+        self.study = open_study(folder, [row.text for row in space.rows], seeds)
         self._active = [self._take_up(old) for old in _begun(self.study)]
         self._handed: set[Path] = set()
         self._took: list[float] = []
@@ -136,11 +138,21 @@ class Search:
         return self.seconds + statistics.fmean(self._took or [0.0]) <= self.budget.amount
 
     def _next(self) -> Iterator[Job]:
-        """Yield the runs that come next, begun or not; the plain Trainer's before all others."""
+        """Yield the runs that come next, begun or not; the plain Trainer's before all others.
+
+        Then come the candidates with the fewest seeds, so that all radii have run once before any
+        runs again.
+        """
         for seed in range(1, self.seeds + 1):
             yield self.job(self.rows[0], seed)
-        for active in self._active:
-            yield self.job(active.row, active.done + 1)
+        while len(self.study.get_trials(deepcopy=False)) <= self.space.first:
+            self._begin()
+        for active in sorted(self._active, key=lambda active: active.done):
+            if active.done and active.trial.should_prune():
+                self.study.tell(active.trial, self.gain(active.row, active.done))
+                self._active.remove(active)
+            else:
+                yield self.job(active.row, active.done + 1)
 
     def job(self, row: Row, seed: int) -> Job:
         """Return the run of a candidate with a seed."""
@@ -152,8 +164,13 @@ class Search:
         """Begin with another candidate, if there is one."""
         from optuna.trial import TrialState
 
+        # A call that was killed may have left one waiting.
         if not self.study.get_trials(deepcopy=False, states=(TrialState.WAITING,)):
-            return False
+            begun = {t.params["candidate"] for t in self.study.get_trials(deepcopy=False)}
+            if len(begun) == len(self.rows):
+                return False
+            row = self.space.after(begun, self._best_so_far())
+            self.study.enqueue_trial({"candidate": row.text})
         self._active.append(self._take_up(self.study.ask()))
         return True
 
@@ -164,7 +181,7 @@ class Search:
         return Active(self.rows[texts.index(text)], trial, len(reported))
 
     def _settle(self) -> None:
-        """Tell the study every result that is there, and drop the candidates that have ended."""
+        """Tell the study every result that is there, and which candidates have all their seeds."""
         for active in list(self._active):
             while active in self._active and self._report(active):
                 pass
@@ -177,7 +194,7 @@ class Search:
         active.done = seed
         value = self.gain(active.row, seed)
         active.trial.report(value, seed)
-        if active.trial.should_prune() or seed == self.seeds:
+        if seed == self.seeds:
             self.study.tell(active.trial, value)
             self._active.remove(active)
         return True
@@ -212,16 +229,20 @@ class Search:
         Raises:
             ValueError: no candidate was tried.
         """
-        counts = {row.text: len(self.results(row)) for row in self.rows}
-        most = max(counts[row.text] for row in self.rows[1:])
-        most = min(most, counts[NONE])
-        if not most:
+        found = self._best_so_far()
+        if found is None:
             raise ValueError(
                 f"the budget ended before a candidate was tried ({self.runs} runs, "
                 f"{self.seconds:.0f} seconds): the same command with a larger --budget goes on"
             )
-        tried = [row for row in self.rows[1:] if counts[row.text] >= most]
-        return max(tried, key=lambda row: self.gain(row, most))
+        return found
+
+    def _best_so_far(self) -> Row | None:
+        counts = {row.text: len(self.results(row)) for row in self.rows}
+        most = max(counts[row.text] for row in self.rows[1:])
+        most = min(most, counts[NONE])
+        tried = [row for row in self.rows[1:] if counts[row.text] >= most > 0]
+        return max(tried, key=lambda row: self.gain(row, most), default=None)
 
 
 def open_study(folder: Path, texts: Sequence[str], seeds: int) -> optuna.Study:
@@ -260,9 +281,8 @@ def open_study(folder: Path, texts: Sequence[str], seeds: int) -> optuna.Study:
 
 
 def _fill(study: optuna.Study, texts: Sequence[str], seeds: int) -> None:
-    """Queue the candidates; the first one, the plain Trainer, gains nothing at every rung."""
-    for text in texts:
-        study.enqueue_trial({"candidate": text}, skip_if_exists=True)
+    """Tell the study of the plain Trainer, the first candidate, which gains nothing at any rung."""
+    study.enqueue_trial({"candidate": texts[0]}, skip_if_exists=True)
     plain = study.ask()
     plain.suggest_categorical("candidate", list(texts))
     for seed in range(1, seeds + 1):

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import itertools
 import json
 import shlex
 import sys
@@ -15,8 +16,9 @@ from types import SimpleNamespace
 import pytest
 
 from hf_sam import METHODS, cli
+from hf_sam.arguments import build_method
 from hf_sam.compare.jobs import Job
-from hf_sam.compare.rows import parse_rows
+from hf_sam.compare.rows import Row, parse_rows
 from hf_sam.tune import search as searching
 from hf_sam.tune.command import budget, flags, with_split
 from hf_sam.tune.search import RUNS, SECONDS, Budget, Search
@@ -24,12 +26,14 @@ from hf_sam.tune.space import RADII, candidates, grid
 from tests.tune import launcher
 
 SCRIPT = launcher.__file__
+GIVEN = "sam:rho=0.02,looksam:rho=0.01,when=after:0.5"
 LAUNCH = shlex.join([sys.executable, SCRIPT])
 
 
-def begin(folder: Path, runs: int = 100, *words: str, seeds: int = 4) -> Search:
-    rows = candidates("sam")
-    return Search(rows, seeds, [SCRIPT, *words], folder, Budget(runs, RUNS))
+def begin(
+    folder: Path, runs: int = 100, *words: str, seeds: int = 4, methods: str = "sam"
+) -> Search:
+    return Search(candidates(methods), seeds, [SCRIPT, *words], folder, Budget(runs, RUNS))
 
 
 def make(search: Search, stop: int = 1000, told: bool = True) -> list[Job]:
@@ -58,7 +62,7 @@ def seeds_of(made: Sequence[Job]) -> dict[str, list[int]]:
 
 class TestSpace:
     def test_a_radius_is_tried_over_three_decades(self) -> None:
-        plain, *others = candidates("sam")
+        plain, *others = candidates("sam").rows
         assert plain.text == "none"
         assert sorted(row.text for row in others) == sorted(f"sam:rho={r}" for r in RADII)
         ratios = [float(b) / float(a) for a, b in zip(RADII, RADII[1:], strict=False)]
@@ -66,21 +70,46 @@ class TestSpace:
         assert (float(RADII[0]), float(RADII[-1])) == (1e-4, 0.2)
 
     def test_what_is_given_stays(self) -> None:
-        texts = {row.text for row in candidates("sam:rho=0.02,looksam:rho=0.01,when=after:0.5")}
+        texts = {row.text for row in candidates(GIVEN).rows}
         assert "sam:rho=0.02" in texts
         own = [text for text in texts if text.startswith("looksam")]
         assert all(text.startswith("looksam:rho=0.01,when=after:0.5") for text in own)
-        assert {text.rpartition(",")[2] for text in own} == {"k=2", "k=5", "k=10"}
+        ks = {"", "k=2", "k=10"}  # 5 is the default, which is left unsaid
+        alphas = {"", "alpha=0.05", "alpha=0.3", "alpha=0.7"}
+        both = {",".join(filter(None, pair)) for pair in itertools.product(ks, alphas)}
+        assert {text.removeprefix(GIVEN.partition(",")[2]).strip(",") for text in own} == both
 
-    def test_every_value_that_a_method_names_is_allowed(self) -> None:
-        for key, kind in METHODS.items():
-            for field in dataclasses.fields(kind):
-                for value in grid(field):
-                    parse_rows(f"none,{key}:{field.name}={value}" if key != "none" else "none")
+    @pytest.mark.parametrize("key", [key for key in METHODS if key != "none"])
+    def test_every_value_that_a_method_names_is_tried_and_valid(self, key: str) -> None:
+        """Each combination is built as a run builds it, and no value is left out."""
+        methods = [
+            build_method(SimpleNamespace(**row.arguments)) for row in candidates(key).rows[1:]
+        ]
+        for field in dataclasses.fields(METHODS[key]):
+            if values := grid(field):
+                named = {str(getattr(method, field.name)) for method in methods}
+                assert named == {str(value) for value in values}
+                default = getattr(METHODS[key](), field.name)
+                assert field.name == "rho" or str(default) in values
+
+    def test_an_option_that_is_given_may_rule_out_values(self) -> None:
+        texts = [row.text for row in candidates("ssam_f:rho=0.01,pattern=2:4").rows]
+        assert texts == ["none", "ssam_f:rho=0.01,pattern=2:4"], "2:4 is a sparsity of a half"
 
     def test_the_order_is_drawn_once(self) -> None:
-        assert [r.text for r in candidates("sam")] == [r.text for r in candidates("sam")]
-        assert candidates("sam")[1:] != candidates("sam", seed=1)[1:]
+        assert candidates("sam") == candidates("sam")
+        assert candidates("sam").rows[1:] != candidates("sam", seed=1).rows[1:]
+
+    def test_radii_come_first_and_then_what_is_near_the_best(self) -> None:
+        space = candidates("sam,gsam")
+        best = parse_rows("none,gsam:rho=0.01")[1]
+        order: list[Row] = []
+        while len(order) < len(space.rows) - 1:
+            order.append(space.after([row.text for row in order], best))
+        radii, near = order[: 2 * len(RADII)], order[2 * len(RADII) :][:3]
+        assert not any(row.options for row in radii)
+        assert {row.sam["sam_rho"] for row in near} == {"0.01"}
+        assert {row.options["alpha"] for row in near} == {"0.1", "0.2", "0.6"}
 
 
 class TestSearch:
@@ -113,10 +142,25 @@ class TestSearch:
         whole = make(begin(tmp_path.with_name("whole")))
         assert [j.name for j in first + second] == [j.name for j in whole]
 
+    def test_of_many_options_a_budget_tries_radii_first(self, tmp_path: Path) -> None:
+        """Of 96 candidates, the eight radii run once before any other, then the better ones again.
+
+        What is left of the budget tries options at the best radius.
+        """
+        search = begin(tmp_path, 24, methods="looksam")
+        assert len(search.rows) == 1 + 8 * 3 * 4
+        made = make(search)
+        texts = list(dict.fromkeys(job.row.text for job in made))
+        assert len(made) == 24 and texts[0] == "none"
+        assert {*texts[1:9]} == {f"looksam:rho={radius}" for radius in RADII}
+        assert [job.seed for job in made[:13]] == [1, 2, 3, 4] + [1] * 8 + [2]
+        assert len(texts) > 9
+        assert all(text.startswith("looksam:rho=0.003,") for text in texts[9:])
+
     def test_a_search_that_is_killed_goes_on(self, tmp_path: Path) -> None:
         """Whenever it dies, before or after it has heard of a run, none is made twice."""
         whole = [job.name for job in make(begin(tmp_path / "whole"))]
-        for stop in (1, 4, 6):
+        for stop in (4, 13):
             folder = tmp_path / str(stop)
             made = make(begin(folder), stop - 1) + make(begin(folder), 1, told=False)
             assert [job.name for job in made + make(begin(folder))] == whole
