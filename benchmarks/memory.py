@@ -4,17 +4,14 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterable
 from typing import Any
 
 import torch
-from torch.profiler import ProfilerActivity, profile, record_function
 from transformers import Trainer
 
 from benchmarks.interleave import Recorder, Samples
 from benchmarks.loops import Loop
-
-END = "benchmarks: end of an update"
+from hf_sam.estimate.allocations import Allocations
 
 
 def update_peaks(trainer: Trainer) -> tuple[list[int], Samples]:
@@ -55,25 +52,21 @@ class OnCPU:
 
     def __init__(self) -> None:
         self.peaks: list[int] = []
-        self._profiler = profile(
-            activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True
-        )
+        self._marks = 0
+        self._allocations = Allocations()
 
     def __enter__(self) -> OnCPU:
-        self._profiler.__enter__()
+        self._allocations.__enter__()
         return self
 
     def mark(self) -> None:
         """End an update."""
-        with record_function(END):
-            pass
+        self._marks += 1
+        self._allocations.mark(str(self._marks))
 
     def __exit__(self, *error: Any) -> None:
-        self._profiler.__exit__(*error)
-        events = self._profiler.profiler.kineto_results.events()
-        changes = [(e.start_ns(), e.nbytes()) for e in events if e.name() == "[memory]"]
-        ends = [e.start_ns() for e in events if e.name() == END]
-        self.peaks = peaks_between(changes, ends)
+        self._allocations.__exit__(*error)
+        self.peaks = list(self._allocations.peaks.values())[: self._marks]
 
 
 class OnCUDA:
@@ -95,22 +88,3 @@ class OnCUDA:
 
     def __exit__(self, *error: Any) -> None:
         """Nothing to stop."""
-
-
-def peaks_between(changes: Iterable[tuple[int, int]], ends: Iterable[int]) -> list[int]:
-    """Return the largest sum of changes so far up to each end, since the end before.
-
-    Args:
-        changes: (time, bytes) of every allocation, negative for what is freed.
-        ends: times.
-    """
-    ordered = sorted(changes, key=lambda change: change[0])
-    peaks, now, position = [], 0, 0
-    for end in sorted(ends):
-        highest = now
-        while position < len(ordered) and ordered[position][0] <= end:
-            now += ordered[position][1]
-            highest = max(highest, now)
-            position += 1
-        peaks.append(highest)
-    return peaks

@@ -46,10 +46,10 @@ import psutil
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from torch.profiler import ProfilerActivity, profile
 from transformers import PrinterCallback, TrainerCallback
 
 from hf_sam import METHODS, SAMTrainer, SAMTrainingArguments, __version__
+from hf_sam.estimate.allocations import Allocations
 from hf_sam.sharpness import (
     Slice,
     Surface,
@@ -259,19 +259,9 @@ def peak_memory(problem: Problem, method: str) -> float:
             before = torch.cuda.memory_allocated()
             updates()
             return (torch.cuda.max_memory_allocated() - before) / MB
-        return _traced_peak(updates, Path(folder) / "trace.json") / MB
-
-
-def _traced_peak(work: Callable[[], None], trace: Path) -> int:
-    """Return the largest sum in bytes of what `work` allocated on the CPU and had not freed."""
-    with profile(
-        activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True
-    ) as profiler:
-        work()
-    profiler.export_chrome_trace(str(trace))
-    events = json.loads(trace.read_text(encoding="utf-8"))["traceEvents"]
-    changes = sorted((e["ts"], e["args"]["Bytes"]) for e in events if e.get("name") == "[memory]")
-    return int(max(np.cumsum([size for _, size in changes]), default=0))
+        with Allocations() as found:
+            updates()
+        return max(found.peaks.values()) / MB
 
 
 def run_all(

@@ -7,7 +7,6 @@ model, in proportion to P, the size of the trainable parameters.
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -15,11 +14,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.profiler import ProfilerActivity, profile, record_function
 
 from ..landscape import HeadTap, Landscape, Layer, Pair
 from ..methods import Method, asks
 from ..methods.rehearsal import course
+from .allocations import Allocations
 
 UPDATES = 400
 """Updates whose passes are counted: schedules show in their mean."""
@@ -174,23 +173,8 @@ def memory(make: Callable[[], Method], plain: Callable[[], Method]) -> dict[str,
 def _peaks(method: Method, updates: int, adapters: bool) -> dict[str, int]:
     """Return the most bytes alive in each phase of some updates, the weights left out."""
     chain = Chain(WIDTH, LAYERS, adapters)
-
-    def mark(phase: str) -> None:
-        with record_function(f"phase {phase}"):
-            pass
-
-    gc.collect()  # what is freed later, and was there before, would count as less
-    with profile(
-        activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True
-    ) as profiler:
+    with Allocations() as found:
         for step in range(updates):
-            mark("ascent")
-            chain.update(method, step, updates, 3, on_phase=mark)
-    peaks, now, phase = dict.fromkeys(("ascent",), 0), 0, "ascent"
-    for event in sorted(profiler.profiler.kineto_results.events(), key=lambda e: e.start_ns()):
-        if event.name() == "[memory]":
-            now += event.nbytes()
-        elif event.name().startswith("phase "):
-            phase = event.name().removeprefix("phase ")
-        peaks[phase] = max(peaks.get(phase, now), now)
-    return peaks
+            found.mark("ascent")
+            chain.update(method, step, updates, 3, on_phase=found.mark)
+    return found.peaks

@@ -4,19 +4,8 @@ from pathlib import Path
 import pytest
 from transformers import BertConfig, BertForSequenceClassification
 
-from benchmarks.memory import peaks_between, update_peaks
+from benchmarks.memory import update_peaks
 from tests.toys import make_trainer
-
-
-def test_peaks_between_ends() -> None:
-    changes = [(1, 10), (2, 5), (3, -8), (5, 4), (6, -9), (9, 7)]
-    # held:     10      15      7       11      2       9
-    assert peaks_between(changes, [4, 7, 10]) == [15, 11, 9]
-    assert peaks_between(reversed(changes), [4, 7, 10]) == [15, 11, 9]
-
-
-def test_an_end_without_changes_holds_what_there_was() -> None:
-    assert peaks_between([(1, 10), (2, -4)], [3, 4]) == [10, 6]
 
 
 def broad() -> BertForSequenceClassification:

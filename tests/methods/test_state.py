@@ -12,6 +12,7 @@ from torch import Tensor
 
 from hf_sam import METHODS, RSAM, Landscape, LookSAM, Plain, Progress, Vector
 from hf_sam.engine.checkpoint import load_state, save_state
+from hf_sam.estimate.allocations import Allocations
 from hf_sam.landscape import Engine
 from hf_sam.parts.noise import CHUNK, normal
 from hf_sam.sweeps import GROUPED, Policy, forced
@@ -174,18 +175,12 @@ def peaks(key: str, updates: int = 7) -> tuple[list[float], float]:
     method, held, found = METHODS[key](), 0.0, []
     for step in range(updates):
         at = Landscape(params, [step], backward, progress=Progress(step, updates, lr_ratio=1.0))
-        with torch.profiler.profile(
-            activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
-        ) as profile:
+        with Allocations() as these:
             update = method(at)
             del update, at
-        events = [e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"]
-        now = highest = 0
-        for event in sorted(events, key=lambda e: e.start_ns()):
-            now += event.nbytes()
-            highest = max(highest, now)
-        found.append(held + highest / size)
-        held += now / size
+            these.mark("after")
+        found.append(held + these.peaks[""] / size)
+        held += these.peaks["after"] / size
     return found, held
 
 
