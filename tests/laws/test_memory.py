@@ -93,7 +93,7 @@ class Deep:
     def batch(self, seed: int, n: int) -> Tensor:
         return torch.randn(n, WIDTH, generator=torch.Generator().manual_seed(seed))
 
-    def landscape(self, step: int, total: int, batches: int) -> Landscape:
+    def landscape(self, step: int, total: int, batches: int, **more: Any) -> Landscape:
         return Landscape(
             self.params,
             list(self.batch(step, 3).chunk(batches)),
@@ -104,6 +104,7 @@ class Deep:
             per_example=self.per_example,
             sample=lambda n, generator: [self.batch(100 + i, 1) for i in range(n)],
             layers=self.layers,
+            **more,
         )
 
 
@@ -129,13 +130,13 @@ class DeepAdapted(Deep):
         return [Layer(f"{i}", self.bases[i], [pair]) for i, pair in enumerate(pairs)]
 
 
-def updates(method: Method, model: Deep, total: int, batches: int) -> list[int]:
+def updates(method: Method, model: Deep, total: int, batches: int, **more: Any) -> list[int]:
     """Return the peaks of some updates with SGD."""
     optimizer = torch.optim.SGD(model.params, lr=1e-3)
     with Allocations() as found:
         for step in range(total):
             found.mark(f"{step}")
-            at = model.landscape(step, total, batches)
+            at = model.landscape(step, total, batches, **more)
             at.update.engine.give(model.params, method(at))
             optimizer.step()
             optimizer.zero_grad()
