@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`python -m benchmarks.tables` writes README.md, CIFAR10.md and the pictures from the results."""
+"""`python -m benchmarks.tables` writes the pages and the pictures from the results."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks import figures, machine, pages, studies
+from benchmarks import criterion, figures, machine, pages, studies
 from benchmarks.costs import Cost, costs
 from benchmarks.markdown import MB, markdown, where
 from hf_sam import METHODS
 from hf_sam.host.card import MEASURED
 
 Result = dict[str, Any]
+CRITERION = "<!-- what can be recommended -->\n"
 SHOWN = "methods-minilm-mrpc"
 """The result that model cards show."""
 
@@ -32,8 +33,9 @@ and its pictures are written by `python -m benchmarks.tables`; do not edit them.
 | `python -m benchmarks --only sam --list` | which parts of that there are |
 | `python -m benchmarks.methods ...` | the same for a model and a task of yours, on CPU or GPU |
 | `python -m benchmarks.glue_memory ...` | peak memory of methods on GLUE tasks |
-| `python -m benchmarks.studies NAME` | one of `plans/`: radii, GLUE, [CIFAR-10](CIFAR10.md) |
-| `python -m benchmarks.evidence ...` | few examples, wrong labels: [EVIDENCE.md](EVIDENCE.md) |
+| `python -m benchmarks.studies NAME` | one of `plans/`: radii, GLUE, [CIFAR-10](CIFAR10.md), \
+[few examples and wrong labels](EVIDENCE.md) |
+| `python -m benchmarks.evidence ...` | the training files of the last of these |
 | `python -m benchmarks.gpu ...` | all that needs a GPU, in a few minutes: see below |
 | `python -m benchmarks.tables` | this page |
 
@@ -84,14 +86,6 @@ Renewals of a mask (the first update of `ssam_f` and `ssam_d`) are left out of a
 that of the first batches, without dropout, before and after the run.
 
 ![seconds per update relative to none]({picture})
-"""
-
-CIFAR10 = """\
-# CIFAR-10
-
-What SAM and its variants bring to image classifiers trained from scratch. Every number comes from a
-file in `results/`; this page is written by `python -m benchmarks.tables`; do not edit it. The
-recipes are in [vision_scripts/recipes](../vision_scripts/recipes).
 """
 
 
@@ -205,9 +199,11 @@ def readme(
     return "\n".join(parts)
 
 
-def cifar10(results: dict[str, Result]) -> str:
-    """Return the page about CIFAR-10."""
-    return "\n".join([CIFAR10, *studies.sections(results, "CIFAR10.md")])
+def page_of_studies(name: str, results: dict[str, Result]) -> str:
+    """Return a page that shows studies only, such as CIFAR10.md."""
+    head = (studies.PLANS / name).read_text(encoding="utf-8")
+    head = head.replace(CRITERION, criterion.section(results))
+    return "\n".join([head, *studies.sections(results, name)])
 
 
 def has_memory(result: Result) -> bool:
@@ -252,7 +248,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     figures.draw_cells(read_results(folder / "cells"), folder)
     if folder == machine.RESULTS:
         MEASURED.write_text(measured(results[SHOWN]), encoding="utf-8")
-    for name, text in (("README.md", page_of(folder)), ("CIFAR10.md", cifar10(results))):
+    written = {
+        path.name: page_of_studies(path.name, results) for path in studies.PLANS.glob("*.md")
+    }
+    for name, text in (written | {"README.md": page_of(folder)}).items():
         (folder.parent / name).write_text(text, encoding="utf-8")
         print(f"wrote {folder.parent / name}")
 

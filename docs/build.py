@@ -132,9 +132,10 @@ def costs(text: str, key: str) -> Iterator[tuple[str, str]]:
 def scores(key: str) -> Iterator[str]:
     """Yield the names of evidence rows in which a method was run."""
     for path in (ROOT / "benchmarks/results").glob("evidence-*.json"):
-        for run in json.loads(path.read_text(encoding="utf-8"))["runs"]:
-            if re.match(rf"{key}(:|$)", run["options"]) and key != "none":
-                yield f"{run['setting']}, {run['schedule']}: {run['options']}"
+        for setting in json.loads(path.read_text(encoding="utf-8"))["settings"]:
+            for line in setting["lines"]:
+                if re.match(rf"{key}(:|$)", line["method"]) and key != "none":
+                    yield f"{path.stem.removeprefix('evidence-')}: {line['method']}"
 
 
 # -- papers -----------------------------------------------------------------------------------

@@ -29,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if words[:1] and words[0] in launch.SCRIPTS:  # their arguments are the scripts' own
             return launch.start(words[0], words[1:])
-        args = parser.parse_args(words)
+        args = parser.parse_args(words, argparse.Namespace(words=words))
         if not hasattr(args, "run"):
             parser.print_help()
             return 0

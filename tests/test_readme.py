@@ -17,7 +17,6 @@ from typing import Any
 import pytest
 from datasets import Dataset
 
-from benchmarks import evidence
 from benchmarks.costs import costs
 from hf_sam import cli, launch
 from hf_sam.compare.jobs import check_script
@@ -167,7 +166,7 @@ def spread(values: Sequence[float]) -> str:
 
 def scores(name: str, setting: str) -> dict[int, float]:
     """Percent by seed."""
-    lines = read(f"radius-{name}")["settings"][0]["lines"]
+    lines = read(name)["settings"][0]["lines"]
     line = next(line for line in lines if line["method"] == setting)
     return dict(zip(line["seeds"], line["scores"], strict=True))
 
@@ -211,17 +210,16 @@ def demo_row() -> str:
 
 
 def radius_row(name: str, what: str) -> str:
-    plain, own = (list(scores(name, setting).values()) for setting in ("none", "sam:rho=0.01"))
+    study = f"radius-{name}"
+    plain, own = (list(scores(study, setting).values()) for setting in ("none", "sam:rho=0.01"))
     return (
         f"| {what}, MiniLM, rho 0.01, {len(own)} seeds | {spread(plain)} | {spread(own)} "
-        f"({gain(name, 'sam:rho=0.01')}) | "
-        f"`python -m benchmarks.studies radius-{name}` |"
+        f"({gain(study, 'sam:rho=0.01')}) | `python -m benchmarks.studies {study}` |"
     )
 
 
 def noise_row() -> str:
-    runs = [r for r in read("evidence-sst2")["runs"] if r["setting"] == "noise40"]
-    found = evidence.scores(runs, "linear", "none"), evidence.scores(runs, "linear", "sam-0.05")
+    found = [scores("evidence-sst2-noise40", method) for method in ("none", "sam:rho=0.05")]
     seeds = sorted(set(found[0]) & set(found[1]))
     none, sam = ([one[seed] for seed in seeds] for one in found)
     gains = [s - n for n, s in zip(none, sam, strict=True)]
@@ -230,7 +228,7 @@ def noise_row() -> str:
         "| SST-2, 1,000 phrases, 40 % wrong labels, MiniLM, 10 epochs, rho 0.05, "
         f"{len(seeds)} seeds | {spread(none)} % | {spread(sam)} % "
         f"({statistics.fmean(gains):+.1f} ± {statistics.stdev(gains):.1f}, better in {better}) | "
-        "`python -m benchmarks.evidence run ...` |"
+        "`python -m benchmarks.studies evidence-sst2-noise40` |"
     )
 
 
@@ -250,13 +248,15 @@ def test_its_table_is_what_was_measured() -> None:
 
 
 def test_its_sentence_on_the_textbook_radius() -> None:
-    sentence = f"The textbook radius of 0.05 *loses* on MRPC: {gain('mrpc', 'sam:rho=0.05')} points"
+    sentence = (
+        f"The textbook radius of 0.05 *loses* on MRPC: {gain('radius-mrpc', 'sam:rho=0.05')} points"
+    )
     assert sentence in TEXT
 
 
 def test_no_gain_in_fine_tuning_is_beyond_noise() -> None:
     """What README says of the radius that it recommends, as long as it is so."""
-    for name in ("cola", "mrpc"):
+    for name in ("radius-cola", "radius-mrpc"):
         plain, own = scores(name, "none"), scores(name, "sam:rho=0.01")
         differences = [own[seed] - plain[seed] for seed in own]
         assert abs(statistics.fmean(differences)) < 2 * statistics.stdev(differences)

@@ -216,7 +216,7 @@ def write(
     from .page import terminal, write_page
     from .summary import summarise
 
-    command = shlex.join(["hf-sam", *sys.argv[1:]])
+    command = shlex.join(["hf-sam", *args.words])
     results = summarise(runs, command, args.metric, missing, note)
     args.output_dir.mkdir(parents=True, exist_ok=True)
     path = args.output_dir / "results.json"

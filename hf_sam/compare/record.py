@@ -39,6 +39,7 @@ class Recorder(TrainerCallback):
         folder: gets the file `progress`.
         examples: to measure the sharpness on, 0 for none.
         seconds: of each update, data loading included, evaluation and saving left out.
+        cpu_seconds: of this process in the same spans.
         state: the Trainer's own, whose log history grows until the script ends.
         arguments: the Trainer's.
     """
@@ -51,9 +52,10 @@ class Recorder(TrainerCallback):
         """Record nothing yet."""
         self.sharpness = FixedSharpness(self.examples)
         self.seconds: list[float] = []
+        self.cpu_seconds: list[float] = []
         self.state: Any = None
         self.arguments: Any = None
-        self._since: float | None = None
+        self._since: tuple[float, float] | None = None
         self._noted = 0.0
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -74,14 +76,15 @@ class Recorder(TrainerCallback):
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Start the clock after anything that is not part of an update."""
         if self._since is None:
-            self._since = time.perf_counter()
+            self._since = time.perf_counter(), time.process_time()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Take the time, and let it run on into the next update."""
-        now = time.perf_counter()
+        now, cpu = time.perf_counter(), time.process_time()
         if self._since is not None:
-            self.seconds.append(now - self._since)
-        self._since = now
+            self.seconds.append(now - self._since[0])
+            self.cpu_seconds.append(cpu - self._since[1])
+        self._since = now, cpu
         if state.is_world_process_zero and now - self._noted > PROGRESS_EVERY:
             self._noted = now
             replace(self.folder / "progress", f"{state.global_step} {state.max_steps}")
@@ -108,21 +111,27 @@ class Recorder(TrainerCallback):
         """
         log = list(self.state.log_history)
         steps = self.state.global_step
-        # the first update also loads libraries and picks kernels
-        counted = self.seconds[1:] or self.seconds
         peaks = [entry["memory/peak_mb"] for entry in log if "memory/peak_mb" in entry]
         return {
             "seed": self.arguments.seed,
             "metrics": last_metrics(log, steps),
             "log": log,
             "updates": steps,
-            "seconds_per_update": statistics.fmean(counted),
+            "seconds_per_update": usual(self.seconds),
+            "cpu_seconds_per_update": usual(self.cpu_seconds)
+            if self.arguments.device.type == "cpu"
+            else None,
             "memory_mb": max(peaks, default=None),
             "metric_for_best_model": self.arguments.metric_for_best_model,
             "no_sharpness": self.sharpness.why_not,
             "versions": versions(),
             "hardware": hardware(),
         }
+
+
+def usual(seconds: Sequence[float]) -> float:
+    """Return the mean without the first update, which also loads libraries and picks kernels."""
+    return statistics.fmean(seconds[1:] or seconds)
 
 
 def last_metrics(log: Sequence[dict[str, Any]], steps: int) -> dict[str, float]:

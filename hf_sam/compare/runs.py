@@ -37,6 +37,8 @@ class Run:
         log: the Trainer's log history.
         updates: in the training.
         seconds_per_update: mean.
+        cpu_seconds_per_update: mean of the process's CPU seconds, None on an accelerator and where
+            they were not taken. They leave out what other programs, or runs side by side, took.
         memory_mb: peak in an update, None where it was not measured.
         command: that repeats it.
         versions: package -> version.
@@ -55,6 +57,7 @@ class Run:
     command: str
     versions: dict[str, str]
     hardware: dict[str, Any] = field(default_factory=dict)
+    cpu_seconds_per_update: float | None = None
     wanted: str | None = None
 
 
@@ -81,6 +84,7 @@ def recorded(folder: Path, method: str, setting: Mapping[str, str]) -> Run:
         method=method,
         setting=dict(setting),
         wanted=found["metric_for_best_model"],
+        cpu_seconds_per_update=found.get("cpu_seconds_per_update"),
         **{name: found[name] for name in _RECORDED},
     )
 
@@ -170,7 +174,7 @@ def by_setting(runs: Sequence[Run]) -> dict[str, list[Run]]:
     found: dict[str, list[Run]] = {}
     for run in runs:
         given = [
-            f"{name}={run.setting[name]}" if name in run.setting else f"{name} not given"
+            f"{name}={run.setting[name]}" if name in run.setting else f"default {name}"
             for name in names
         ]
         found.setdefault(", ".join(given), []).append(run)

@@ -27,6 +27,7 @@ class Line:
         scores: of the last model, a seed each.
         seconds: mean seconds per update.
         time: seconds per update relative to `none` with the same seed, the mean; None without it.
+            On a CPU they are CPU seconds, where both were taken.
         memory_mb: mean over the seeds of the peak, None where it was not measured.
         memory: peak relative to `none`, None where it is not known.
         difference: to `none`, None for `none` itself and without a seed in common.
@@ -97,7 +98,7 @@ def lines_of(runs: Sequence[Run], scale: Scale) -> list[Line]:
 def _line(method: str, own: Mapping[int, Run], plain: Mapping[int, Run], scale: Scale) -> Line:
     seeds = tuple(sorted(own))
     both = [seed for seed in seeds if seed in plain]
-    time = _mean([own[s].seconds_per_update / plain[s].seconds_per_update for s in both])
+    time = _mean([_time(own[seed], plain[seed]) for seed in both])
     peaks = {s: run.memory_mb for s, run in own.items() if run.memory_mb}
     before = {s: run.memory_mb for s, run in plain.items() if run.memory_mb}
     difference = None
@@ -114,6 +115,12 @@ def _line(method: str, own: Mapping[int, Run], plain: Mapping[int, Run], scale: 
         difference=difference,
         words=_words(method, difference, time, scale),
     )
+
+
+def _time(own: Run, plain: Run) -> float:
+    if own.cpu_seconds_per_update and plain.cpu_seconds_per_update:
+        return own.cpu_seconds_per_update / plain.cpu_seconds_per_update
+    return own.seconds_per_update / plain.seconds_per_update
 
 
 def _scores(runs: Mapping[int, Run], scale: Scale) -> dict[int, float]:
@@ -189,8 +196,13 @@ def _is_sure(line: Line) -> bool:
 def front(lines: Sequence[Line], less_is_better: bool = False) -> list[Line]:
     """Return the lines that no other beats in score and in time, the fastest first."""
     sign = -1 if less_is_better else 1
+    relative = all(line.time is not None for line in lines)
     found: list[Line] = []
-    for line in sorted(lines, key=lambda line: (line.seconds, -sign * line.mean)):
+
+    def order(line: Line) -> tuple[float, float]:
+        return (line.time or 0.0) if relative else line.seconds, -sign * line.mean
+
+    for line in sorted(lines, key=order):
         if not found or sign * line.mean > sign * found[-1].mean:
             found.append(line)
     return found

@@ -6,7 +6,6 @@ from __future__ import annotations
 import json
 import shlex
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -26,14 +25,16 @@ def test_each_plan_compares_what_its_result_shows(name: str) -> None:
     assert (machine.ROOT / words[words.index("--") + 1]).is_file()
     path = machine.RESULTS / f"{name}.json"
     if path.is_file():
-        lines = machine.read(path)["settings"][0]["lines"]
-        assert {line["method"] for line in lines} == set(rows)
-        seeds = int(words[words.index("--seeds") + 1])
-        assert all(line["seeds"] == list(range(1, seeds + 1)) for line in lines)
+        result, seeds = machine.read(path), int(words[words.index("--seeds") + 1])
+        lines = [line for setting in result["settings"] for line in setting["lines"]]
+        assert {line["method"] for line in lines} <= set(rows)
+        finished = sum(len(line["seeds"]) for line in lines)
+        assert finished + len(result["missing"]) == seeds * len(rows)
 
 
 def ran(method: str, seed: int, accuracy: float) -> Run:
     log = [{"loss": 0.5, "epoch": 1.0}]
+    log += [{"eval_accuracy": a, "epoch": e} for e, a in ((0.5, 0.4), (1.0, accuracy))]
     metrics = {"eval_accuracy": accuracy}
     return Run(method, seed, {}, metrics, log, 4, 2.0, None, "python /a/b/c.py", {"torch": "2"})
 
@@ -53,28 +54,50 @@ def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_a_study_runs_and_is_shown(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     called: list[list[str]] = []
 
-    def call(words: list[str], check: bool) -> Any:
+    def call(words: list[str]) -> int:
         called.append(words)
         found = [ran("none", s, 0.5 + s / 100) for s in (1, 2, 3)]
         found += [ran("sam", s, 0.52 + s / 100 + s / 1e4) for s in (1, 2, 3)]
-        (made / "out").mkdir()
+        (made / "out").mkdir(exist_ok=True)
         (made / "out" / "results.json").write_text(json.dumps(summarise(found, "")))
-        return type("Done", (), {"returncode": 0})
+        return 0
 
-    monkeypatch.setattr(studies.subprocess, "run", call)
+    monkeypatch.setattr(studies.cli, "main", call)
     assert studies.sections({})[0].endswith("Not measured.\n")
     assert studies.main(["one", "--output_dir", str(made / "out")]) == 0
-    assert called[0][1:] == [
-        *("-m", "hf_sam.cli", "compare", "--output_dir", str(made / "out")),
+    assert called[0] == [
+        *("compare", "--output_dir", str(made / "out")),
         *("--methods", "none,sam", "--seeds", "3", "--", "x.py"),
     ]
     result = machine.read(made / "one.json")
     assert "curves" not in result["settings"][0]["runs"][0]
+    assert result["settings"][0]["runs"][0]["scores"] == [0.4, 0.51]
     assert result["settings"][0]["runs"][0]["command"] == "python c.py"
     text = studies.sections({"one": result})[0]
-    assert "| `sam` | 54.02 ± 1.01 | 3 | +2.02 ± 0.01 |" in text
+    assert "| `sam` | 54.02 ± 1.01 | 40.00 | 3 | +2.02 ± 0.01 |" in text
     assert "| 3 of 3 | 1.00 | better in 3 of 3 seeds" in text
     assert "sam beats none" in text and "About it." in text
+
+
+def test_an_interrupted_study_keeps_what_is_finished(
+    made: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = made / "out" / "runs" / "none-seed1" / "run.json"
+    run.parent.mkdir(parents=True)
+    run.write_text("{}")
+
+    def call(words: list[str]) -> int:
+        if words[0] == "compare":
+            return studies.INTERRUPTED
+        assert words == ["report", "--output_dir", str(made / "out"), str(made / "out")]
+        found = summarise([ran("none", 1, 0.5)], "", missing=["sam, seed 1"])
+        (made / "out" / "results.json").write_text(json.dumps(found))
+        return 0
+
+    monkeypatch.setattr(studies.cli, "main", call)
+    assert studies.run("one", made / "out") == studies.INTERRUPTED
+    text = studies.sections({"one": machine.read(made / "one.json")})[0]
+    assert "Not finished: 1 of the planned runs." in text
 
 
 def test_a_study_that_is_none() -> None:

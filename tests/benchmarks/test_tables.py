@@ -13,8 +13,10 @@ def test_markdown() -> None:
 def test_the_page_is_what_the_results_say() -> None:
     found = tables.page_of(machine.RESULTS)
     assert PAGE.read_text(encoding="utf-8") == found, "run `python -m benchmarks.tables`"
-    images = tables.cifar10(tables.read_results(machine.RESULTS))
-    assert PAGE.with_name("CIFAR10.md").read_text(encoding="utf-8") == images, "the same"
+    results = tables.read_results(machine.RESULTS)
+    for name in ("CIFAR10.md", "EVIDENCE.md"):
+        text = tables.page_of_studies(name, results)
+        assert PAGE.with_name(name).read_text(encoding="utf-8") == text, f"{name}: the same"
 
 
 def test_every_picture_of_the_page_is_there() -> None:

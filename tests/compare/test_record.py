@@ -59,6 +59,7 @@ def test_a_run(tmp_path: Path) -> None:
     assert all(e["compare/sharpness"] > 0 for e in evaluations)
     assert found["no_sharpness"] == ""
     assert found["seconds_per_update"] > 0 and found["memory_mb"] > 0
+    assert found["cpu_seconds_per_update"] > 0
     assert found["versions"]["torch"] == metadata.version("torch")
     assert found["command"].startswith(f"python {SCRIPT} --use_cpu")
     assert (tmp_path / "run" / "progress").read_text().split()[1] == "12"

@@ -85,13 +85,25 @@ def test_runs_with_other_arguments_are_compared_apart() -> None:
     found = summary.summarise([*some_runs(setting={"same": "1"}), *noisy], "hf-sam")
     first, second = found["settings"]
     assert (first["name"], second["name"]) == (
-        "file not given, same=1",
-        "file=noisy, same not given",
+        "default file, same=1",
+        "file=noisy, default same",
     )
     assert first["verdict"] == second["verdict"]
     assert first["baseline"] == ""
     assert "worse in 5 of 5 seeds, −10.00 ± 0.00 points" in second["baseline"]
     assert len(by_setting(some_runs())) == 1
+
+
+def test_time_on_a_cpu_is_in_cpu_seconds() -> None:
+    """What other programs took is no price; where CPU seconds are missing, the clock is all."""
+    busy = {"seconds_per_update": 9.0}
+    runs = [
+        a_run("none", 1, 0.80, cpu_seconds_per_update=1.0),
+        a_run("sam", 1, 0.80, cpu_seconds_per_update=2.0, **busy),
+        a_run("asam", 1, 0.80, **busy),
+    ]
+    lines = summary.lines_of(runs, summary.scale_of(runs, None))
+    assert [line.time for line in lines] == [1.0, 2.0, 9.0]
 
 
 def test_the_front_is_what_nothing_beats() -> None:
