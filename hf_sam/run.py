@@ -289,12 +289,6 @@ class Run:
 
     def load(self, folder: str) -> None:
         """Load the method's state from a checkpoint."""
-        state = load_state(
-            folder,
-            self.method.describe(),
-            self.parameters.names,
-            self.parameters.params,
-            self.engine,
-            self.method.keeps_state,
-        )
-        self.method.load_state_dict(state)
+        method, known = self.method, self.parameters
+        where = method.describe(), known.names, known.params, self.engine
+        method.load_state_dict(load_state(folder, *where, method.keeps_state, self._trainer._warn))

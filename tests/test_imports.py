@@ -33,7 +33,7 @@ MAY_IMPORT = {
     "texts": {"parts"},
     "prices": {"methods"},
     "arguments": {"sweeps", "sums", "vector", "landscape", "parts", "methods", "texts"},
-    "engine": {"sweeps", "sums", "vector", "landscape"},
+    "engine": {"sweeps", "sums", "vector", "landscape", "__version__"},
     "host": {"sweeps", "sums", "vector", "landscape"},
     "callbacks": {"sweeps", "sums", "vector", "landscape", "sharpness"},
     "sharpness": {"sweeps", "sums", "vector", "landscape"},

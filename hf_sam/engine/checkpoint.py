@@ -3,13 +3,15 @@
 
 The folder gets a description of the method, and one tensor per state entry and parameter. If the
 parameters are sharded, each process writes its rows with torch's distributed checkpoint. Any number
-of processes can read either form.
+of processes can read either form. All files are JSON and safetensors, which run no code when they
+are read.
 """
 
 from __future__ import annotations
 
 import json
 import logging
+import shutil
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -23,6 +25,7 @@ from torch import Tensor
 
 from ..landscape import Engine
 from ..vector import WHOLE, StateValue, Vector
+from .changes import about, changes, kind
 
 logger = logging.getLogger(__name__)
 
@@ -65,15 +68,37 @@ def save_state(
             numbers[key] = value
     vectors = [key for key, value in state.items() if isinstance(value, Vector)]
     Path(folder).mkdir(parents=True, exist_ok=True)
+    if main:
+        _clear(Path(folder))
     if tensors and engine.placement is not WHOLE:
-        distributed_checkpoint().save(tensors, checkpoint_id=Path(folder) / SHARDED)
+        _save_sharded(Path(folder) / SHARDED, tensors)
     elif tensors and main:
         with _whole_file(Path(folder) / TENSORS) as path:
             save_file(tensors, str(path))
     if main:  # last, so that a description never names tensors that do not exist
-        text = json.dumps({"method": method, "numbers": numbers, "vectors": vectors}, indent=2)
+        said: dict[str, Any] = {"method": method, "about": about()}
+        said |= {"numbers": numbers, "vectors": vectors, "tensors": len(tensors)}
+        text = json.dumps(said, indent=2)
         with _whole_file(Path(folder) / DESCRIPTION) as path:
             path.write_text(text + "\n", encoding="utf-8")
+
+
+def _clear(folder: Path) -> None:
+    """Remove what an earlier save into this folder left, the description first.
+
+    A run that was stopped in a save and goes on with fewer processes, or without sharding, would
+    otherwise leave files of both.
+    """
+    for name in (DESCRIPTION, TENSORS):
+        (folder / name).unlink(missing_ok=True)
+    shutil.rmtree(folder / SHARDED, ignore_errors=True)
+
+
+def _save_sharded(folder: Path, tensors: dict[str, Tensor]) -> None:
+    """Write the rows that this process holds."""
+    torch.distributed.barrier()  # until the main process has cleared the folder
+    writer = hugging_face_storage().HuggingFaceStorageWriter(str(folder), save_distributed=True)
+    distributed_checkpoint().save(tensors, storage_writer=writer)
 
 
 @contextmanager
@@ -97,6 +122,16 @@ def distributed_checkpoint() -> Any:
     return module
 
 
+def hugging_face_storage() -> Any:
+    """Return torch's module that keeps distributed checkpoints as safetensors.
+
+    Torch's own form describes the tensors in a pickle, which can run code.
+    """
+    import torch.distributed.checkpoint.hf_storage as module
+
+    return module
+
+
 def load_state(
     folder: str | Path,
     method: dict[str, Any],
@@ -104,6 +139,7 @@ def load_state(
     params: Sequence[Tensor],
     engine: Engine,
     stateful: bool = True,
+    warn: Callable[[str], None] = logger.warning,
 ) -> dict[str, StateValue]:
     """Return the rows that this process holds of the state that `save_state` wrote.
 
@@ -118,6 +154,7 @@ def load_state(
         params: the parameters.
         engine: the engine, which knows the rows that this process holds.
         stateful: whether the method that continues keeps any state.
+        warn: a function that logs a warning, if not every process should.
 
     Raises:
         ValueError: a file of the state is broken.
@@ -125,14 +162,14 @@ def load_state(
     path = Path(folder) / DESCRIPTION
     if not path.is_file():
         if stateful:
-            logger.warning(
+            warn(
                 f"{folder} holds no state of a SAM method, as a checkpoint of another Trainer or "
                 f"with save_only_model=True does not; {method['name']} starts here with fresh "
                 "state."
             )
         return {}
     try:
-        return _load(Path(folder), method, names, params, engine, stateful)
+        return _load(Path(folder), method, names, params, engine, stateful, warn)
     except (json.JSONDecodeError, KeyError, SafetensorError) as error:
         raise ValueError(
             f"resume_from_checkpoint={folder}: the state of {method['name']} in it is broken "
@@ -148,17 +185,26 @@ def _load(
     params: Sequence[Tensor],
     engine: Engine,
     stateful: bool,
+    warn: Callable[[str], None],
 ) -> dict[str, StateValue]:
     saved = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
     if kind(saved["method"]) != kind(method):
         if stateful or saved["numbers"] or saved["vectors"]:
-            logger.warning(
+            warn(
                 f"{folder} was saved with {kind(saved['method'])}, and training goes on with "
                 f"{kind(method)}: the saved method state is ignored."
             )
         return {}
+    changed = changes(saved["about"], saved["method"], method)
+    if stateful and changed:
+        warn(
+            f"{folder} was saved with {changed[0]}, and training goes on with {changed[1]}: the "
+            f"state of {method['name']} is kept."
+        )
     owners = dict(zip(names, params, strict=True))
     tensors = _read(folder, owners, engine)
+    if len(tensors) != saved["tensors"]:
+        raise KeyError(f"{len(tensors)} of {saved['tensors']} tensors")
     state: dict[str, StateValue] = dict(saved["numbers"])
     for key in saved["vectors"]:
         saved_entries = [tensors.pop(f"{key}{SEPARATOR}{name}", None) for name in names]
@@ -195,8 +241,8 @@ def _read_sharded(
     folder: Path, owner: Callable[[str, torch.Size], Tensor | None], engine: Engine
 ) -> dict[str, Tensor]:
     """Return the rows that this process holds of tensors that were saved by rows."""
-    module = distributed_checkpoint()
-    known = module.FileSystemReader(folder).read_metadata().state_dict_metadata
+    reader = hugging_face_storage().HuggingFaceStorageReader(str(folder))
+    known = reader.read_metadata().state_dict_metadata
     tensors = {}
     # Torch loads into tensors that exist, whose sharding says which rows to read.
     for key, saved in known.items():
@@ -208,18 +254,5 @@ def _read_sharded(
             tensors[key] = engine.like(param, held)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "torch.distributed is disabled")  # one process reads it
-        module.load(tensors, checkpoint_id=folder)
+        distributed_checkpoint().load(tensors, storage_reader=reader)
     return {key: engine.local(tensor) for key, tensor in tensors.items()}
-
-
-def kind(method: dict[str, Any]) -> str:
-    """Return the names of a described method and of its parts, on which its state depends."""
-    inner = [kind(v) for v in method.values() if isinstance(v, dict)]
-    inner += [
-        kind(v)
-        for value in method.values()
-        if isinstance(value, list)
-        for v in value
-        if isinstance(v, dict)
-    ]
-    return method["name"] + (f"({', '.join(inner)})" if inner else "")
