@@ -2,7 +2,7 @@
 """`make bench`: what every method costs on this machine, next to hand-written loops and peers.
 
 Measures the cells of `benchmarks/cells.py` that have no result in `--output_dir` yet, so that an
-interrupted run goes on where it was, and writes their tables and pictures beside them.
+interrupted run goes on where it was, and writes their tables beside them.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import transformers
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from benchmarks import cells, figures, machine, pages
+from benchmarks import cells, machine, pages
 
 OUTPUT = Path("outputs/bench")
 
@@ -45,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     transformers.utils.logging.set_verbosity_error()
     failed = _measure(wanted, settings.output_dir)
     page = write(settings.output_dir)
-    print(f"Tables and pictures: {page}")
+    print(f"Tables: {page}")
     return len(failed)
 
 
@@ -78,11 +78,10 @@ def _measure(wanted: Sequence[cells.Cell], folder: Path) -> list[str]:
 
 
 def write(folder: Path) -> Path:
-    """Write the page and the pictures of the cells in a folder into it; return the page."""
+    """Write the page of the cells in a folder into it; return the page."""
     found = {path.stem: machine.read(path) for path in sorted(folder.glob("*.json"))}
-    figures.draw_cells(found, folder)
     page = folder / "README.md"
-    body = "\n".join(pages.sections(found, {}, folder=""))
+    body = "\n".join(pages.sections(found))
     page.write_text(f"# Benchmarks of this machine\n\n{body}", encoding="utf-8")
     return page
 

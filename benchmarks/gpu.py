@@ -230,7 +230,7 @@ def page(parts: Sequence[Part], states: Mapping[str, Any], folder: Path) -> str:
         *first,
         markdown(["part", "seconds", "state", "its last words"], rows),
         *_failures(folder / "tests.log"),
-        *pages.sections(found, {}, folder=None),
+        *pages.sections(found),
         *_scores(folder / "accuracy"),
     ])
 

@@ -7,7 +7,8 @@ Every row of `--methods` is a trainer with its own copy of the model, on the sam
 same order, all padded to `--length`. The trainers take turns in one process: the first update of
 each (in an order that is drawn anew every time), the second of each, and so on, so that whatever
 else the machine does meets all of them alike. Peak memory is measured afterwards, in a short run
-of each by itself.
+of each by itself. `--no-time` measures memory alone, in a real training's batches: padded to their
+longest example.
 """
 
 from __future__ import annotations
@@ -31,22 +32,24 @@ from datasets import disable_progress_bars
 from benchmarks import machine
 from benchmarks.interleave import Stepped, take_turns
 from benchmarks.memory import update_peaks
+from benchmarks.pages import memory_table
 from benchmarks.problem import Problem, Training
 from benchmarks.rows import TARGETS, Row, parse_rows, predicted, usual
 from benchmarks.tables import cost_table
 
+POOL = 1000
+"""Training examples that are read: the batches are drawn from them."""
 MEMORY_UPDATES = 6
 MEMORY_INTERVAL = 4
 """Update that renews a mask in the run for memory, beside the first."""
 
 
-def prepare(settings: argparse.Namespace, folder: str, **flags: Any) -> Problem:
+def prepare(settings: argparse.Namespace, folder: str) -> Problem:
     """Read model and data as `run_glue.py` does.
 
     Args:
         settings: the command line's.
         folder: for whatever a trainer writes.
-        **flags: more flags of `run_glue.py`.
 
     Raises:
         ValueError: something that was given cannot be used.
@@ -54,13 +57,15 @@ def prepare(settings: argparse.Namespace, folder: str, **flags: Any) -> Problem:
     from glue_scripts.arguments import parse_arguments
     from glue_scripts.run_glue import prepare as prepare_run
 
-    flags |= {
+    flags = {
         "model_name_or_path": settings.model_name_or_path,
         "data_dir": settings.data_dir,
         "task_name": settings.task_name,
         "max_seq_length": settings.length,
+        "max_train_samples": POOL,
         "seed": settings.seed,
         "use_cpu": settings.use_cpu,
+        "pad_to_max_length": settings.time,
         "use_peft": settings.lora_r and True,  # None is no flag at all
         "lora_r": settings.lora_r,
         "output_dir": folder,
@@ -84,17 +89,18 @@ def measure(settings: argparse.Namespace, problem: Problem, rows: Sequence[Row])
     """Return the whole result, as it is written."""
     measured = {row.text: describe(row, settings.batch_size) for row in rows}
     before = machine.hardware()
-    for text, samples in _interleaved(problem, rows):
+    for text, samples in _interleaved(problem, rows) if settings.time else ():
         measured[text] |= samples
     if settings.memory:
         for row in rows:
             measured[row.text]["memory"] = memory(problem, row)
             _say(f"memory of {row.text}")
     return {
-        "kind": "methods",
+        "kind": "methods" if settings.time else "memory",
         "command": settings.command,
         "model": Path(settings.model_name_or_path).name,
         "task": settings.task_name,
+        "device": problem.training.device.type,
         "settings": {
             name: getattr(settings, name)
             for name in (
@@ -182,6 +188,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--seed", type=int, default=1)
     add("--bf16", action="store_true", help="forward passes under autocast to bfloat16")
     add("--use_cpu", action="store_true", help="even where there is a GPU")
+    add("--time", action=argparse.BooleanOptionalAction, default=True, help="measure it")
     add("--memory", action=argparse.BooleanOptionalAction, default=True, help="measure it, too")
     add("--output_dir", type=Path, default=machine.RESULTS)
     return parser
@@ -210,12 +217,12 @@ def main(argv: Sequence[str] | None = None) -> Path:
         result = measure(settings, prepare(settings, folder), rows)
     path = settings.output_dir / _file_name(result, settings)
     machine.write(path, result)
-    print(cost_table(result))
+    print(cost_table(result) if settings.time else memory_table([result]))
     return path
 
 
 def _file_name(result: dict[str, Any], settings: argparse.Namespace) -> str:
-    words = ["methods", result["model"], result["task"]]
+    words = [result["kind"], result["model"], result["task"]]
     if torch.cuda.is_available() and not settings.use_cpu:
         words.append("cuda")
     if settings.bf16:

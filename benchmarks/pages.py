@@ -39,12 +39,6 @@ python -m benchmarks --only NAME   # NAME: a file of cells/ without .json
 ```
 """
 
-PICTURES = """\
-![seconds per update relative to none]({folder}time.png)
-
-![peak memory beyond none in P]({folder}memory.png)
-"""
-
 BESIDE = """\
 ## Beside a hand-written loop and pytorch-optimizer: {title}
 
@@ -93,9 +87,13 @@ MB and in P ({p:.0f} MB). Masks are renewed in two of the updates. {counted}
 {table}
 
 ```bash
-{command}
+{commands}
 ```
 """
+COUNTED = {
+    "cpu": "Counted by torch's profiler on a CPU.",
+    "cuda": "Counted by torch's allocator.",
+}
 
 
 @dataclass(frozen=True)
@@ -144,13 +142,11 @@ def entries(cells: Results) -> list[Entry]:
     return sorted(found, key=lambda e: e.text not in e.cell["method"].split())
 
 
-def sections(cells: Results, memory: Results, folder: str | None = "results/") -> list[str]:
+def sections(cells: Results) -> list[str]:
     """Return the sections, and what is not measured.
 
     Args:
         cells: results of `python -m benchmarks` by name.
-        memory: results of `python -m benchmarks.glue_memory` by name.
-        folder: of the pictures, seen from the page; None for a page without pictures.
     """
     found = entries(cells)
     parts = []
@@ -159,12 +155,8 @@ def sections(cells: Results, memory: Results, folder: str | None = "results/") -
         parts += _sections_of(chosen, f"{device.upper()}, {precision}")
     if parts:
         parts.append(CELLS)
-    if usual(found) and folder is not None:
-        parts.append(PICTURES.format(folder=folder))
     missing = [f"{d.upper()} {p}" for d, p in WANTED if (d, p) not in {e.setting for e in found}]
-    if missing:
-        parts.append(MISSING.format(what=", ".join(missing)))
-    return parts + ([glue_memory(memory)] if memory else [])
+    return parts + [MISSING.format(what=", ".join(missing))] * bool(missing)
 
 
 def _sections_of(found: Sequence[Entry], title: str) -> list[str]:
@@ -306,40 +298,31 @@ def _order(e: Entry) -> tuple[int, ...]:
     return cell["processes"], cell["accumulation"], e.result["parameters"], cell["batch_size"]
 
 
-def glue_memory(memory: Results) -> str:
-    """Return the section about memory on GLUE."""
-    one = next(iter(memory.values()))
-    on_cpu = one["device"] == "cpu"
+def memory_section(results: Sequence[Result]) -> str:
+    """Return the section about memory on GLUE, from what `benchmarks.methods --no-time` wrote."""
+    one = results[0]
     return GLUE_MEMORY.format(
-        **one["settings"],
+        **one["settings"] | {"updates": len(one["rows"][0]["memory"]["peaks"])},
         title=one["model"],
         precision="bfloat16 autocast, " if one["settings"]["bf16"] else "",
         p=one["parameter_bytes"] / MB,
-        counted="Counted by torch's profiler on a CPU."
-        if on_cpu
-        else "Counted by torch's allocator.",
-        table=memory_table(memory),
-        command=one["command"],
+        counted=COUNTED[one["device"]],
+        table=memory_table(results),
+        commands="\n".join(result["command"] for result in results),
     )
 
 
-def memory_table(memory: Results) -> str:
+def memory_table(results: Sequence[Result]) -> str:
     """Return the table of tasks and methods."""
-    of = {(r["task"], r["method"]): r for r in memory.values()}
-    tasks = [t for t in ("mrpc", "cola", "mnli") if any(t == task for task, _ in of)]
-    tasks += sorted({task for task, _ in of} - set(tasks))
-    methods = [m for m in TARGETS if any(m == method for _, method in of)]
-    methods += sorted({method for _, method in of} - set(methods))
-    rows = [[f"`{m}`", *(_held(of, task, m) for task in tasks)] for m in methods]
-    return markdown(["method", *(task.upper() for task in tasks)], rows)
+    texts = dict.fromkeys(row["text"] for result in results for row in result["rows"])
+    rows = [[f"`{text}`", *(_held(result, text) for result in results)] for text in texts]
+    return markdown(["method", *(result["task"].upper() for result in results)], rows)
 
 
-def _held(of: Mapping[tuple[str, str], Result], task: str, method: str) -> str:
-    result, plain = of.get((task, method)), of.get((task, "none"))
-    if result is None:
+def _held(result: Result, text: str) -> str:
+    peaks = {row["text"]: max(row["memory"]["peaks"]) for row in result["rows"]}
+    if text not in peaks:
         return ""
-    text = f"{result['max_memory_bytes'] / MB:.0f}"
-    if plain is None or method == "none":
-        return text
-    extra = result["max_memory_bytes"] - plain["max_memory_bytes"]
-    return f"{text} ({extra / MB:+.0f}, {extra / result['parameter_bytes']:.2f} P)"
+    whole, extra = result["model_bytes"] + peaks[text], peaks[text] - peaks["none"]
+    more = f" ({extra / MB:+.0f}, {extra / result['parameter_bytes']:.2f} P)" * (text != "none")
+    return f"{whole / MB:.0f}{more}"

@@ -31,8 +31,8 @@ and its pictures are written by `python -m benchmarks.tables`; do not edit them.
 |---|---|
 | `make bench` | measures time and memory on this machine, into `outputs/bench`; resumable |
 | `python -m benchmarks --only sam --list` | which parts of that there are |
-| `python -m benchmarks.methods ...` | the same for a model and a task of yours, on CPU or GPU |
-| `python -m benchmarks.glue_memory ...` | peak memory of methods on GLUE tasks |
+| `python -m benchmarks.methods ...` | the same for a model and a task of yours, on CPU or GPU; \
+with `--no-time` memory alone |
 | `python -m benchmarks.studies NAME` | one of `plans/`: radii, GLUE, [CIFAR-10](CIFAR10.md), \
 [few examples and wrong labels](EVIDENCE.md) |
 | `python -m benchmarks.evidence ...` | the training files of the last of these |
@@ -172,21 +172,19 @@ def cost_section(result: Result, picture: str) -> str:
 
 
 def page_of(folder: Path) -> str:
-    """Return the page of a folder of results and its folders `cells` and `memory`."""
-    return readme(*(read_results(part) for part in (folder, folder / "cells", folder / "memory")))
+    """Return the page of a folder of results and its folder `cells`."""
+    return readme(read_results(folder), read_results(folder / "cells"))
 
 
 def readme(
     results: dict[str, Result],
     cells: dict[str, Result] | None = None,
-    memory: dict[str, Result] | None = None,
 ) -> str:
     """Return the page.
 
     Args:
         results: file name without suffix -> result.
         cells: the same of `python -m benchmarks`.
-        memory: the same of `python -m benchmarks.glue_memory`.
     """
     parts = [INTRODUCTION]
     for name, result in results.items():
@@ -194,7 +192,9 @@ def readme(
             parts.append(cost_section(result, f"results/{name}.png"))
             if has_memory(result):
                 parts.append(f"![peak memory beyond none in P](results/{name}-memory.png)\n")
-    parts += pages.sections(cells or {}, memory or {})
+    parts += pages.sections(cells or {})
+    held = [result for result in results.values() if result["kind"] == "memory"]
+    parts += [pages.memory_section(held)] if held else []
     parts += studies.sections(results)
     return "\n".join(parts)
 
@@ -245,7 +245,6 @@ def main(argv: Sequence[str] | None = None) -> None:
             figures.draw_costs(result, folder / f"{name}.png")
             if has_memory(result):
                 figures.draw_memory(result, folder / f"{name}-memory.png")
-    figures.draw_cells(read_results(folder / "cells"), folder)
     if folder == machine.RESULTS:
         MEASURED.write_text(measured(results[SHOWN]), encoding="utf-8")
     written = {

@@ -3,19 +3,16 @@
 
 from __future__ import annotations
 
-import json
 import re
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import benchmarks.__main__ as bench
-from benchmarks import cells, figures, glue_memory, machine, methods, pages
+from benchmarks import cells, machine, pages
 from benchmarks.cells import Cell
 from benchmarks.problem import MODELS
-from glue_scripts.embedded import write_all
 from hf_sam import METHODS
 from hf_sam.methods import asks
 
@@ -61,8 +58,6 @@ def test_make_bench_measures_once_and_writes_its_page(
     page = (tmp_path / "README.md").read_text()
     assert "| `looksam` | 1.20 |" in page and "| bert-1m 1 x 4 | `sam` | `loop:sam` |" in page
     assert "cost grows: CUDA bf16, CUDA fp16." in page
-    for name in ("time.png", "memory.png"):
-        assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
 
     def again(*args: Any) -> None:
         raise AssertionError("measured twice")
@@ -134,7 +129,7 @@ def test_tables() -> None:
             made("peer:SAM", 2.6, 2.0, device="cuda", precision="bf16"),
         )
     }
-    page = "\n".join(pages.sections(results, {}))
+    page = "\n".join(pages.sections(results))
     assert "## Time on several models: CPU, fp32" in page
     assert "## Time on several models: CUDA, bf16" in page
     assert "| `sam` | 2.00 | 2.40 (2.34 to 2.46) |" in page
@@ -146,48 +141,23 @@ def test_tables() -> None:
     assert "cost grows: CUDA fp16." in page
 
 
-def test_sizes_alone_make_no_picture(tmp_path: Path) -> None:
-    figures.draw_cells({"x": made("sam", 1.9, model="bert-4m")}, tmp_path)
-    assert not list(tmp_path.iterdir())
-
-
-def held(task: str, method: str, size: int) -> dict[str, Any]:
+def held(task: str, **sizes: int) -> dict[str, Any]:
     return {
-        "task": task, "method": method, "model": "minilm", "device": "cpu",
-        "max_memory_bytes": size * pages.MB, "parameter_bytes": 50 * pages.MB,
-        "settings": {"updates": 6, "batch_size": 8, "length": 128, "bf16": False},
-        "command": "python -m benchmarks.glue_memory",
+        "task": task, "model": "minilm", "device": "cpu", "model_bytes": 100 * pages.MB,
+        "parameter_bytes": 50 * pages.MB, "command": f"measure {task}",
+        "settings": {"updates": 20, "batch_size": 8, "length": 128, "bf16": False},
+        "rows": [
+            {"text": text, "memory": {"peaks": [1, size * pages.MB]}}
+            for text, size in sizes.items()
+        ],
     }  # fmt: skip
 
 
 def test_memory_table() -> None:
-    results = [held("cola", "none", 300), held("mrpc", "none", 400), held("mrpc", "sam", 455)]
-    found = {str(i): r for i, r in enumerate(results)}
-    table = pages.memory_table(found).splitlines()
+    results = [held("mrpc", none=300, sam=355), held("cola", none=200)]
+    table = pages.memory_table(results).splitlines()
     assert table[0] == "| method | MRPC | COLA |"
     assert table[2:] == ["| `none` | 400 | 300 |", "| `sam` | 455 (+55, 1.10 P) |  |"]
-    assert "in MB and in P (50 MB)" in pages.glue_memory(found).replace("\n", " ")
-
-
-def test_glue_memory_measures_what_is_missing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
-) -> None:
-    monkeypatch.setattr(methods, "MEMORY_UPDATES", 3)
-    monkeypatch.setattr(glue_memory, "memory", partial(methods.memory, updates=3))
-    write_all(tmp_path, None)
-    words = [
-        f"--model_name_or_path={tmp_path}/model", f"--data_dir={tmp_path}", "--tasks", "mrpc",
-        "--methods=none,sam", "--batch_size=2", "--length=32", f"--output_dir={tmp_path}/results",
-    ]  # fmt: skip
-    table = glue_memory.main(words)
-    none, sam = (
-        machine.read(tmp_path / "results" / f"model-mrpc-{name}.json") for name in ("none", "sam")
-    )
-    extra = (sam["max_memory_bytes"] - none["max_memory_bytes"]) / none["parameter_bytes"]
-    assert extra == pytest.approx(1.0, abs=0.3)
-    assert none["max_memory_bytes"] > 4 * none["parameter_bytes"]
-    assert f"{extra:.2f} P)" in table
-    assert str(tmp_path) not in json.dumps(sam)
-    capsys.readouterr()
-    glue_memory.main(words)
-    assert "mrpc: sam" not in capsys.readouterr().err
+    section = pages.memory_section(results).replace("\n", " ")
+    assert "in MB and in P (50 MB)" in section and "in 2 updates of 8" in section
+    assert "measure mrpc measure cola" in section

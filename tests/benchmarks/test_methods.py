@@ -71,6 +71,24 @@ def test_memory_is_measured(result: dict) -> None:
     assert found["ssam_f:fisher_samples=3"].extra_renewal is not None
 
 
+def test_memory_alone(task: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """SAM's copy of the weights is seen; nothing is timed."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(methods, "MEMORY_UPDATES", 3)
+        path = methods.main([
+            *(f"--model_name_or_path={task}/model", f"--data_dir={task}", "--task_name=mrpc"),
+            *("--methods=none,sam", "--batch_size=2", "--length=32", "--no-time"),
+            f"--output_dir={tmp_path}",
+        ])
+    assert path.name == "memory-model-mrpc.json"
+    found = json.loads(path.read_text())
+    none, sam = (max(row["memory"]["peaks"]) for row in found["rows"])
+    extra = (sam - none) / found["parameter_bytes"]
+    assert extra == pytest.approx(1.0, abs=0.3) and "seconds" not in found["rows"][0]
+    assert none > 3 * found["parameter_bytes"]  # gradients and AdamW's two averages
+    assert f"{extra:.2f} P)" in capsys.readouterr().out
+
+
 def test_no_folder_of_the_machine_is_written(result: dict, task: Path) -> None:
     assert "--model_name_or_path=model --data_dir=" in result["command"]
     assert str(task.parent) not in json.dumps(result)
