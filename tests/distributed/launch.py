@@ -66,6 +66,13 @@ def collect(folder: Path, processes: int = 2) -> list[dict[str, Any]]:
     return [torch.load(folder / f"rank{i}.pt", weights_only=True) for i in range(processes)]
 
 
+def fork(jobs: list[str], folder: Path, timeout: float = 300.0) -> list[dict[str, Any]]:
+    """Run jobs in two processes that load the libraries once; return as `torchrun` does."""
+    port = ["--fork", str(free_port())]
+    run(["tests.distributed.worker", str(folder), *jobs, *port], timeout)
+    return collect(folder)
+
+
 def torchrun(
     jobs: list[str],
     folder: Path,

@@ -12,7 +12,7 @@ import yaml
 
 from tests.distributed import reference
 from tests.distributed.jobs import QUICK, fit
-from tests.distributed.launch import ROOT, accelerate_launch, torchrun
+from tests.distributed.launch import ROOT, accelerate_launch, fork, torchrun
 from tests.toys import assert_equal, bert
 
 
@@ -33,6 +33,11 @@ def check(ranks: list[dict[str, Any]], folder: Path) -> None:
 
 
 def test_two_processes(tmp_path: Path) -> None:
+    check(fork(["quick"], tmp_path), tmp_path / "one")
+
+
+@pytest.mark.distributed
+def test_torchrun(tmp_path: Path) -> None:
     check(torchrun(["quick"], tmp_path), tmp_path / "one")
 
 
