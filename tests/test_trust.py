@@ -18,7 +18,7 @@ from glue_scripts import text_files
 from glue_scripts.arguments import parse_arguments as glue
 from glue_scripts.models import load_config_and_tokenizer
 from glue_scripts.sources import _read_file
-from hf_sam.estimate.command import parameters_of
+from hf_sam.estimate.command import model_of
 from shared_scripts import arguments
 from shared_scripts.errors import InputError
 from shared_scripts.files import read_json
@@ -66,7 +66,7 @@ def load_images(folder: Path, *words: str) -> None:
     load_config(images([*own, "--use_cpu", *words])[0])
 
 
-@pytest.mark.parametrize("load", [load_glue, load_images, lambda f: parameters_of(str(f))])
+@pytest.mark.parametrize("load", [load_glue, load_images, lambda f: model_of(str(f))])
 def test_code_of_a_model_does_not_run(trap: Path, load: Callable[[Path], Any]) -> None:
     with pytest.raises(ValueError, match="trust_remote_code|no configuration"):
         load(trap)

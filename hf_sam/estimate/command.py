@@ -4,10 +4,12 @@
 from __future__ import annotations
 
 import argparse
+import math
 import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    import torch
     from rich.table import Table
 
     from ..methods import Method
@@ -17,13 +19,20 @@ if TYPE_CHECKING:
 ABOUT = """\
 What a method will cost, before anything is trained: passes and time relative to none, extra memory
 of a device by phase, bytes that a device sends in an update. The method's own code is run on a
-small stand-in, which takes seconds; nothing is downloaded but the model's configuration.
+small stand-in, which takes seconds; nothing is downloaded but the model's configuration, from
+which the FLOPs of a pass are counted.
 
   hf-sam estimate --sam looksam --model_name_or_path bert-base-cased --gpus 8 --engine ddp
   hf-sam estimate --sam sam:ascent_fraction=0.25 --parameters 7B --trainable 20M --engine fsdp2
 
-Time leaves out communication and what is not a pass; memory leaves out activations, which SAM does
-not multiply. The formulas: hf_sam/estimate/costs.py.
+Time leaves out communication; memory leaves out activations, which SAM does not multiply. What is
+moved beside the passes does not shrink with the batch: its share depends on how many FLOPs a device
+computes while it moves a byte. The formulas: docs/scaling.md.
+"""
+BATCH = "examples, x tokens, of a device (default: 32x128); an image has the configuration's size"
+PER_BYTE = """\
+FLOPs that a device computes while it moves a byte (default: 100 in 16 bits and 10 in fp32, about
+half of what data sheets of GPUs promise; the CPU core of our measurements: 2.3)
 """
 ASCENTS = ("auto", "global", "local")
 UNITS = {"": 1.0, "K": 1e3, "M": 1e6, "B": 1e9}
@@ -49,7 +58,8 @@ def add_command(commands: Any) -> None:
     add("--engine", default="ddp", help="one, ddp, fsdp2, zero1 or zero2 (default: ddp)")
     add("--gpus", type=int, default=1, metavar="N", help="devices (default: 1)")
     add("--precision", choices=("fp32", "bf16", "fp16"), default="bf16", help="default: bf16")
-    add("--batch", type=batch, default=32, metavar="32x128", help="examples (x tokens) of a device")
+    add("--batch", type=batch, default=(32, 128), metavar="32x128", help=BATCH)
+    add("--balance", type=number, default=0.0, metavar="N", help=PER_BYTE)
     add("--ascent", choices=ASCENTS, default="auto", help="--sam_ascent_sync (default: auto)")
     add("--scale", action="store_true", help="the same for other sizes and numbers of devices")
     parser.set_defaults(run=run)
@@ -67,12 +77,12 @@ def number(text: str) -> float:
     return found
 
 
-def batch(text: str) -> int:
-    """Return the examples of `32x128` or `32`; the tokens change nothing that is estimated."""
+def batch(text: str) -> tuple[int, int]:
+    """Return the examples and tokens of `32x128`; `32` has 128 tokens."""
     words = text.lower().split("x")
     if not all(word.isdecimal() and int(word) > 0 for word in words) or len(words) > 2:
         raise argparse.ArgumentTypeError(f"{text!r} is not EXAMPLES or EXAMPLESxTOKENS, as 32x128")
-    return int(words[0])
+    return int(words[0]), int(words[1]) if len(words) > 1 else 128
 
 
 def run(args: argparse.Namespace) -> None:
@@ -90,13 +100,14 @@ def run(args: argparse.Namespace) -> None:
 
     method = the_method(args.sam)
     check(args)
-    weights = args.parameters or parameters_of(args.model_name_or_path)
+    weights, flops = size_of(args)
     trainable = args.trainable or weights
     if trainable > weights:
         raise ValueError(f"--trainable {trainable:g}: the model has {weights:g} weights in all")
-    setting = Setting(weights, trainable, args.gpus, args.engine, args.precision)
+    place = (args.gpus, args.engine, args.precision)
+    setting = Setting(weights, trainable, *place, flops, args.balance)
     local = is_local(method, args)
-    passes = rehearsal.passes(method, args.batch)
+    passes = rehearsal.passes(method, args.batch[0])
     memory = rehearsal.memory(lambda: the_method(args.sam), lambda: by_name("none", None, {}))
     console = Console()
     console.print(table(setting, passes, estimate(setting, passes, memory, local), local))
@@ -165,8 +176,18 @@ def is_local(method: Method, args: argparse.Namespace) -> bool:
     return method.local_ascent and (args.engine == "ddp" or args.ascent == "local")
 
 
-def parameters_of(name: str) -> float:
-    """Return the number of weights of a model, from its configuration on the meta device.
+def size_of(args: argparse.Namespace) -> tuple[float, float]:
+    """Return how many weights the model has, and the FLOPs of a forward over the batch."""
+    from .work import flops_of
+
+    if args.parameters:
+        return args.parameters, 2 * args.parameters * math.prod(args.batch)
+    model = model_of(args.model_name_or_path)
+    return float(sum(p.numel() for p in model.parameters())), flops_of(model, *args.batch)
+
+
+def model_of(name: str) -> torch.nn.Module:
+    """Return a model without weights, from its configuration on the meta device.
 
     Raises:
         ValueError: there is no such configuration.
@@ -186,8 +207,8 @@ def parameters_of(name: str) -> float:
     if not (isinstance(kind, type) and issubclass(kind, transformers.PreTrainedModel)):
         kind = transformers.AutoModel.from_config  # the file may name anything
     with torch.device("meta"):
-        model = kind(config)
-    return float(sum(p.numel() for p in model.parameters()))
+        model: torch.nn.Module = kind(config)
+    return model
 
 
 def table(setting: Setting, passes: Passes, found: Estimate, local: bool) -> Table:
@@ -195,12 +216,15 @@ def table(setting: Setting, passes: Passes, found: Estimate, local: bool) -> Tab
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
+    from .costs import time
+
     shown = Table("", "this method", "none", box=SIMPLE_HEAD, pad_edge=False)
     for column in shown.columns[1:]:
         column.justify = "right"
     shown.add_row("examples forwarded, per example", f"{passes.forwards:.2f}", "1.00")
     shown.add_row("examples gone backward through", f"{passes.backwards:.2f}", "1.00")
-    shown.add_row("time of the passes", f"{found.time:.2f}", "1.00")
+    shown.add_row("moved beside passes, in copies of P", f"{passes.moved:.1f}", "0.0")
+    shown.add_row("time", f"{time(setting, passes):.2f}", "1.00")
     for phase, extra in found.memory.items():
         shown.add_row(f"extra memory a device, {phase} (MB)", f"{extra / MB:.0f}", "0")
     ascent = "local" if local else "global"

@@ -14,14 +14,18 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import _disable_current_modes as uncounted
 
 from ..landscape import HeadTap, Landscape, Layer, Pair
 from ..methods import Method, asks
 from ..methods.rehearsal import course
 from .allocations import Allocations
+from .work import Moved
 
 UPDATES = 400
 """Updates whose passes are counted: schedules show in their mean."""
+COUNTED = (32, 3)
+"""Width and layers of the model whose passes are counted; a number per tensor is little there."""
 WATCHED = 6
 """Updates whose memory is watched: up to a second renewal of what methods keep."""
 PHASES = ("ascent", "perturb", "descent", "restore", "optimizer")
@@ -29,8 +33,6 @@ WIDTH, LAYERS = 512, 64
 """Of the model whose memory is watched: scratch memory, some MB at most, is small beside it."""
 RANK = 8
 """Of adapters: PEFT's default."""
-BACKWARD = 2.0
-"""Time of a backward in forwards."""
 
 
 @dataclass(frozen=True)
@@ -41,16 +43,13 @@ class Passes:
         forwards: examples forwarded, per example of the update.
         backwards: examples gone backward through, per example of the update.
         gradients: gradients taken, each of which ranks may have to average.
+        moved: what operations beside the passes read and write, in P.
     """
 
     forwards: float
     backwards: float
     gradients: float
-
-    @property
-    def time(self) -> float:
-        """Time relative to a plain update, for a backward that takes twice its forward."""
-        return (self.forwards + BACKWARD * self.backwards) / (1 + BACKWARD)
+    moved: float
 
 
 class Chain:
@@ -93,6 +92,7 @@ class Chain:
             z = head(x, z, lambda z: torch.tanh(z).square().mean() * share)
         return torch.tanh(z).square().mean(1)
 
+    @uncounted()
     def backward(
         self,
         batch: Any,
@@ -109,6 +109,7 @@ class Chain:
         loss.backward()
         return (loss.detach(), losses.detach()) if with_losses else loss.detach()
 
+    @uncounted()
     def per_example(self, x: Tensor) -> Tensor:
         """Return the losses without a graph."""
         with torch.no_grad():
@@ -119,6 +120,7 @@ class Chain:
         pairs = [Pair(2 * i, 2 * i + 1) for i in range(len(self.bases))]
         return [Layer(f"{i}", self.bases[i], [pair]) for i, pair in enumerate(pairs)]
 
+    @uncounted()
     def batch(self, seed: int, n: int) -> Tensor:
         """Return n examples of shape (n, width), drawn from the seed."""
         return torch.randn(n, self.width, generator=torch.Generator().manual_seed(seed))
@@ -147,13 +149,19 @@ class Chain:
 
 def passes(method: Method, batch: int) -> Passes:
     """Return what a mean update of `batch` examples computes, the renewal of masks left out."""
-    chain = Chain(4, 3, asks(method).layers)
+    chain = Chain(*COUNTED, asks(method).layers)
     chain.update(method, 0, UPDATES, batch)  # makes what is renewed once an epoch: not counted
     chain.forwards = chain.backwards = chain.gradients = 0
-    for step in range(UPDATES):
-        chain.update(method, step, UPDATES, batch)
+    with Moved() as beside:
+        for step in range(UPDATES):
+            chain.update(method, step, UPDATES, batch)
     whole = batch * UPDATES
-    return Passes(chain.forwards / whole, chain.backwards / whole, chain.gradients / UPDATES)
+    return Passes(
+        chain.forwards / whole,
+        chain.backwards / whole,
+        chain.gradients / UPDATES,
+        beside.bytes / UPDATES / chain.bytes,
+    )
 
 
 def memory(make: Callable[[], Method], plain: Callable[[], Method]) -> dict[str, float]:
