@@ -37,10 +37,10 @@ def main(argv: Sequence[str] | None = None) -> torch.nn.Module:
     options = parse(argv)
     accelerator = Accelerator(cpu=options.use_cpu)
     set_seed(options.seed)
-    tokenizer = AutoTokenizer.from_pretrained(options.model_name_or_path)
+    tokenizer = AutoTokenizer.from_pretrained(options.model_name_or_path, trust_remote_code=False)
     data = read(options.train_file, tokenizer)
     model = AutoModelForSequenceClassification.from_pretrained(
-        options.model_name_or_path, num_labels=len(set(data["labels"]))
+        options.model_name_or_path, num_labels=len(set(data["labels"])), trust_remote_code=False
     )
     optimizer = torch.optim.AdamW(model.parameters(), lr=options.learning_rate)
     collate = DataCollatorWithPadding(tokenizer)

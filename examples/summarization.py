@@ -52,8 +52,10 @@ def main(argv: Sequence[str] | None = None) -> SAMSeq2SeqTrainer:
     """Train, save, evaluate where there is a validation split, and return the trainer."""
     parser = HfArgumentParser((ScriptArguments, SAMSeq2SeqArguments))
     script, args = parser.parse_args_into_dataclasses(argv)
-    tokenizer = AutoTokenizer.from_pretrained(script.model_name_or_path)
-    model = AutoModelForSeq2SeqLM.from_pretrained(script.model_name_or_path)
+    tokenizer = AutoTokenizer.from_pretrained(script.model_name_or_path, trust_remote_code=False)
+    model = AutoModelForSeq2SeqLM.from_pretrained(
+        script.model_name_or_path, trust_remote_code=False
+    )
     data = load_dataset(script.dataset_name)
 
     def tokens(rows: dict[str, list[str]]) -> dict[str, list[list[int]]]:

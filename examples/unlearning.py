@@ -45,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> Unlearning:
     parser = HfArgumentParser((ScriptArguments, SAMTrainingArguments))
     script, args = parser.parse_args_into_dataclasses(argv)
     args.remove_unused_columns = False  # an example is a pair of texts
-    tokenizer = AutoTokenizer.from_pretrained(script.model_name_or_path)
+    tokenizer = AutoTokenizer.from_pretrained(script.model_name_or_path, trust_remote_code=False)
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
 
     def read(file: str) -> list[dict[str, Any]]:
@@ -67,7 +67,9 @@ def main(argv: Sequence[str] | None = None) -> Unlearning:
     count = max(len(forget), len(retain))
     both = zip(islice(cycle(forget), count), islice(cycle(retain), count), strict=True)
     trainer = Unlearning(
-        model=AutoModelForCausalLM.from_pretrained(script.model_name_or_path),
+        model=AutoModelForCausalLM.from_pretrained(
+            script.model_name_or_path, trust_remote_code=False
+        ),
         args=args,
         train_dataset=[{"forget": f, "retain": r} for f, r in both],
         data_collator=pairs,

@@ -178,6 +178,8 @@ class Run:
         wanted = asks(self.method, steps)
         if wanted.layers:
             self._adapters.check(type(main_method(self.method)[1]).__name__, self.engine.replicated)
+        if wanted.moves:
+            self.engine.check_moving()
         if wanted.draws:
             check_drawable(loader, name)
         if wanted.losses and not self._passes.own_losses:

@@ -177,6 +177,22 @@ def test_fsdp2_has_no_gradient_of_a_rank_of_its_own(
         check_engine(trainer)
 
 
+@pytest.mark.parametrize("schedule", ["always", "after:0.9"])
+def test_deepspeed_refuses_a_method_that_moves_weights_before_any_pass(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, schedule: str
+) -> None:
+    """Also one that would do so late; a method that does not goes on, on the same engine."""
+    from hf_sam.engine.zero import DeepSpeedEngine
+
+    monkeypatch.setattr(AcceleratedEngine, "check_moving", DeepSpeedEngine.check_moving)
+    options = {"sam": "wsam", "sam_when": schedule, "max_steps": 1}
+    decoupled = make_trainer(tmp_path, **options, sam_options={"decoupled": True})
+    decoupled.model.register_forward_hook(lambda *_: pytest.fail("a pass was run"))
+    with pytest.raises(NotImplementedError, match="use decoupled=False, DDP or FSDP2"):
+        decoupled.train()
+    make_trainer(tmp_path, **options).train()
+
+
 ASKED: list[tuple[dict[str, Any], bool]] = [
     ({}, False),
     ({"use_reentrant": False}, False),

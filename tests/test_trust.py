@@ -79,6 +79,20 @@ def test_code_of_a_model_runs_where_it_is_trusted(trap: Path) -> None:
     assert (trap.parent / "ran").exists()
 
 
+def test_examples_run_no_code_of_a_model() -> None:
+    """Left unsaid, transformers asks on the terminal; TRL and sentence-transformers say no."""
+    calls = [
+        call
+        for path in (ROOT / "examples").glob("*.py")
+        for call in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(call, ast.Call) and ast.unparse(call.func).endswith(".from_pretrained")
+    ]
+    assert len(calls) > 4
+    for call in calls:
+        given = {word.arg: ast.unparse(word.value) for word in call.keywords}
+        assert given.get("trust_remote_code") == "False", ast.unparse(call)
+
+
 UNSAFE_MODULES = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "marshal", "shelve"}
 UNSAFE = {
     *("torch.load", "np.load", "yaml.load", "yaml.unsafe_load", "eval", "exec", "os.system"),

@@ -130,7 +130,7 @@ class DeepSpeedEngine(AcceleratedEngine):
         kind = param.dtype if self._scaling.scale is None else torch.float32
         return torch.zeros_like(param, dtype=kind, requires_grad=False)
 
-    def move_(self, params: Sequence[Tensor], step: Sequence[Tensor | None], scale: float) -> None:
+    def check_moving(self) -> None:
         """Refuse, because the optimizer overwrites the weights with those that it keeps apart."""
         raise NotImplementedError(
             "a method that moves weights itself (wsam with decoupled=True) does not work under "

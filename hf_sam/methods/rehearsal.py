@@ -41,6 +41,7 @@ class Asks:
         draws: whether it looks at training examples beyond the update's.
         layers: whether it works on the layers with low-rank adapters.
         head: whether it stands behind the output head.
+        moves: whether it moves weights for good, beside the optimizer.
         starts_at_w: whether its first pass is the whole gradient at w.
         groups: how many groups of an update's examples it perturbs separately.
         passes: the mean number of backward passes per example of an update.
@@ -51,6 +52,7 @@ class Asks:
     draws: bool
     layers: bool
     head: bool
+    moves: bool
     starts_at_w: bool
     groups: int
     passes: float
@@ -76,6 +78,7 @@ def asks(method: Method, batches: int = 2) -> Asks:
         draws=any(notes.draws for notes in records),
         layers=any(notes.layers for notes in records),
         head=any(notes.head for notes in records),
+        moves=any(notes.moves for notes in records),
         starts_at_w=records[0].starts_at_w,
         groups=max(notes.groups for notes in records),
         passes=records[0].seen / (records[0].updates * batches * EXAMPLES),
@@ -97,7 +100,7 @@ class Notes:
     """The requests that a method has made so far."""
 
     def __init__(self) -> None:
-        self.examples = self.losses = self.draws = self.layers = self.head = False
+        self.examples = self.losses = self.draws = self.layers = self.head = self.moves = False
         self.starts_at_w = True
         self.groups = 1
         self.seen = self.updates = 0
@@ -252,6 +255,10 @@ class Stage(Engine):
         yield
         if first:
             self._notes.starts_at_w &= at_w and only is None and self.seen - before == self._all
+
+    def move_(self, params: Sequence[Tensor], step: Sequence[Tensor | None], scale: float) -> None:
+        """Record that weights are moved, and leave them where they are."""
+        self._notes.moves = True
 
     def agreed(self, shares: list[Any]) -> list[Any]:
         """Count the groups; a cut replaces one group by `len(shares)` groups."""
