@@ -30,7 +30,7 @@ from typing import Any
 
 from benchmarks import cells, machine, pages
 from benchmarks.markdown import markdown, where
-from hf_sam.compare.jobs import interruptible
+from hf_sam.compare.making import interruptible
 from hf_sam.compare.runs import compared, unfinished
 from hf_sam.compare.summary import summarise
 

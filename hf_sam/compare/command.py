@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from .display import Display
-    from .jobs import Job, Running, Watch
+    from .jobs import Job
+    from .making import Running, Watch
     from .runs import Run
 
 COMPARE = """\
@@ -129,7 +130,7 @@ def compare(args: argparse.Namespace) -> int:
     Raises:
         ValueError: something that was given cannot be used.
     """
-    from . import jobs
+    from . import jobs, making
     from .display import Display
     from .rows import parse_rows
 
@@ -137,14 +138,14 @@ def compare(args: argparse.Namespace) -> int:
     script = script_of(args)
     planned = jobs.plan(parse_rows(args.methods), args.seeds, script, args.output_dir)
     jobs.remember(args.output_dir, planned, script)
-    settings = jobs.Settings(
+    settings = making.Settings(
         args.jobs, tuple(args.launch), args.sharpness_examples, args.keep_models
     )
     screen = console()
     display = Display(planned, args.jobs, screen)
     try:
-        with jobs.interruptible(), display.bars:
-            failed = jobs.make(planned, settings, _checking(display, args.metric))
+        with making.interruptible(), display.bars:
+            failed = making.make(planned, settings, _checking(display, args.metric))
     except KeyboardInterrupt:
         done = sum(job.finished for job in planned)
         return interrupted(screen, f"{done} of {len(planned)} runs are finished")

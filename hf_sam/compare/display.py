@@ -12,7 +12,8 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import TaskID
 
-    from .jobs import Job, Running
+    from .jobs import Job
+    from .making import Running
 
 
 def time_left(

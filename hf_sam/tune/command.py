@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from ..compare.command import console, interrupted, positive, require, script_of, write
 
 if TYPE_CHECKING:
-    from ..compare.jobs import Running
+    from ..compare.making import Running
     from .search import Budget, Search
 
 TUNE = """\
@@ -84,7 +84,7 @@ def tune(args: argparse.Namespace) -> int:
     Raises:
         ValueError: something that was given cannot be used.
     """
-    from ..compare import jobs
+    from ..compare import jobs, making
     from .display import Display
     from .search import Broken, Search
     from .space import candidates
@@ -105,10 +105,10 @@ def tune(args: argparse.Namespace) -> int:
         search.watch(running, ended)
         display(running, ended)
 
-    settings = jobs.Settings(args.jobs, tuple(args.launch), examples=0)
+    settings = making.Settings(args.jobs, tuple(args.launch), examples=0)
     try:
-        with jobs.interruptible(), display.bars:
-            jobs.pool(search.take, settings, watch)
+        with making.interruptible(), display.bars:
+            making.pool(search.take, settings, watch)
     except KeyboardInterrupt:
         return interrupted(screen, f"{search.runs} runs were begun")
     except Broken as error:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import TaskID
 
-    from ..compare.jobs import Running
+    from ..compare.making import Running
 
 
 class Display:

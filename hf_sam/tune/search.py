@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..compare.jobs import Job, Running, plan, remember
+from ..compare.jobs import Job, plan, remember
+from ..compare.making import Running
 from ..compare.rows import NONE, Row
 from ..compare.runs import Run, choose_metric, less_is_better, recorded
 from .space import Space

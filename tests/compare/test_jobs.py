@@ -16,12 +16,12 @@ import psutil
 import pytest
 from rich.console import Console
 
-from hf_sam.compare import jobs
+from hf_sam.compare import jobs, making
 from hf_sam.compare.display import Display, time_left
 from hf_sam.compare.rows import Row
 
 LAUNCH = (sys.executable, str(Path(__file__).with_name("launcher.py")))
-SETTINGS = jobs.Settings(launch=LAUNCH)
+SETTINGS = making.Settings(launch=LAUNCH)
 SCRIPT = __file__
 
 
@@ -30,7 +30,7 @@ def planned(folder: Path, *words: str, seeds: Sequence[int] = (1, 2)) -> list[jo
     return jobs.plan(rows, seeds, [SCRIPT, *words], folder)
 
 
-def ignore(running: Sequence[jobs.Running], ended: Sequence[jobs.Running]) -> None:
+def ignore(running: Sequence[making.Running], ended: Sequence[making.Running]) -> None:
     pass
 
 
@@ -59,12 +59,12 @@ def test_what_is_finished_is_not_made_again(tmp_path: Path) -> None:
     found = planned(tmp_path)
     started: list[jobs.Job] = []
 
-    def watch(running: Sequence[jobs.Running], ended: Sequence[jobs.Running]) -> None:
+    def watch(running: Sequence[making.Running], ended: Sequence[making.Running]) -> None:
         started.extend(run.job for run in ended)
 
-    assert jobs.make(found[:3], dataclasses.replace(SETTINGS, parallel=3), watch) == []
+    assert making.make(found[:3], dataclasses.replace(SETTINGS, parallel=3), watch) == []
     assert sorted(job.name for job in started) == sorted(job.name for job in found[:3])
-    assert jobs.make(found, SETTINGS, watch) == []
+    assert making.make(found, SETTINGS, watch) == []
     assert started[3:] == found[3:]
     assert all(job.finished for job in found)
 
@@ -72,7 +72,7 @@ def test_what_is_finished_is_not_made_again(tmp_path: Path) -> None:
 @pytest.mark.parametrize("keep", [False, True])
 def test_weights_are_kept_only_if_asked_for(keep: bool, tmp_path: Path) -> None:
     job = planned(tmp_path)[0]
-    jobs.make([job], dataclasses.replace(SETTINGS, keep_models=keep), ignore)
+    making.make([job], dataclasses.replace(SETTINGS, keep_models=keep), ignore)
     output = job.folder / "output"
     assert (output / "all_results.json").is_file()
     assert (output / "model.safetensors").is_file() is keep
@@ -81,7 +81,7 @@ def test_weights_are_kept_only_if_asked_for(keep: bool, tmp_path: Path) -> None:
 
 def test_the_first_failure_stops_a_script_that_never_worked(tmp_path: Path) -> None:
     found = planned(tmp_path, "--fail", "all")
-    assert jobs.make(found, SETTINGS, ignore) == found[:1]
+    assert making.make(found, SETTINGS, ignore) == found[:1]
     assert found[0].last_words == "the last line"
     assert not found[1].folder.exists()
 
@@ -89,7 +89,7 @@ def test_the_first_failure_stops_a_script_that_never_worked(tmp_path: Path) -> N
 def test_a_failure_later_on_stops_nothing(tmp_path: Path) -> None:
     good = planned(tmp_path)
     bad = dataclasses.replace(good[1], words=(*good[1].words, "--fail", "all"))
-    assert jobs.make([good[0], bad, good[2]], SETTINGS, ignore) == [bad]
+    assert making.make([good[0], bad, good[2]], SETTINGS, ignore) == [bad]
     assert good[2].finished
 
 
@@ -98,21 +98,21 @@ def test_an_interrupt_ends_every_process_and_the_next_try_goes_on(tmp_path: Path
     waiting = [dataclasses.replace(job, words=(*job.words, "--wait")) for job in others[:2]]
     seen: list[float] = []
 
-    def interrupt(running: Sequence[jobs.Running], ended: Sequence[jobs.Running]) -> None:
+    def interrupt(running: Sequence[making.Running], ended: Sequence[making.Running]) -> None:
         if len(running) == 2 and all((run.job.folder / "child").exists() for run in running):
             seen.extend(run.job.progress for run in running)
             os.kill(os.getpid(), signal.SIGTERM)
 
     before = signal.getsignal(signal.SIGTERM)
-    with pytest.raises(KeyboardInterrupt), jobs.interruptible():
-        jobs.make([first, *waiting], dataclasses.replace(SETTINGS, parallel=2), interrupt)
+    with pytest.raises(KeyboardInterrupt), making.interruptible():
+        making.make([first, *waiting], dataclasses.replace(SETTINGS, parallel=2), interrupt)
     assert signal.getsignal(signal.SIGTERM) is before
     assert seen == [0.25, 0.25]
     for job in waiting:
         assert gone(int((job.folder / "child").read_text()))
     assert [job.finished for job in (first, *waiting)] == [True, False, False]
     again = [first, *others]
-    assert jobs.make(again, SETTINGS, ignore) == []
+    assert making.make(again, SETTINGS, ignore) == []
     assert all(job.finished for job in again)
     assert not (waiting[0].folder / "child").exists()  # the run began anew
 
@@ -187,7 +187,7 @@ def test_the_display(terminal: bool, tmp_path: Path) -> None:
     shown = Console(file=StringIO(), force_terminal=terminal, width=200)
     display = Display([good[0], bad, good[2]], 1, shown)
     with display.bars:
-        jobs.make([good[0], bad, good[2]], SETTINGS, display)
+        making.make([good[0], bad, good[2]], SETTINGS, display)
     text = shown.file.getvalue()
     assert "1/3  none, seed 1: done in 0:00:0" in text
     assert "2/3  sam:rho=0.1, seed 1: failed after 0:00:0" in text and "the last line" in text
