@@ -56,7 +56,8 @@ def _data() -> Path:
 @pytest.fixture(autouse=True)
 def _usual_verbosity() -> None:
     """Undoes what a benchmark in another test has switched off; the scripts' logs follow it."""
-    transformers_logging.set_verbosity_warning()
+    if transformers_logging.get_verbosity() != logging.WARNING:  # to set it takes a while
+        transformers_logging.set_verbosity_warning()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -99,10 +100,14 @@ def _rehearse_once() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def _loggers_speak() -> None:
-    """Undoes what a library's logging configuration (alembic's, under optuna) switched off."""
+    """Undoes what a library's logging configuration (alembic's, under optuna) switched off.
+
+    And torch's sixty loggers hand on what they are told: pytest hangs two handlers on each one that
+    does not, three times per test.
+    """
     for name, logger in logging.root.manager.loggerDict.items():
-        if name.startswith(OURS) and isinstance(logger, logging.Logger):
-            logger.disabled = False
+        if name.startswith((*OURS, "torch")) and isinstance(logger, logging.Logger):
+            logger.disabled, logger.propagate = False, True
 
 
 @pytest.fixture(autouse=True)
@@ -110,7 +115,10 @@ def _same_seed() -> None:
     """Makes a test's result independent of the tests before it."""
     random.seed(0)
     np.random.seed(0)
-    torch.manual_seed(0)
+    if torch.accelerator.is_available():
+        torch.manual_seed(0)
+    else:  # it formats the whole stack for devices that are not there
+        torch.default_generator.manual_seed(0)
 
 
 @pytest.fixture

@@ -208,7 +208,7 @@ def test_accumulation_is_invisible(case: Case, model: str, tmp_path: Path) -> No
         "max_grad_norm": 0.05,
         "num_train_epochs": 2,
         "max_steps": -1,
-        "data": examples(toy, 32),
+        "data": examples(toy, 20),
         **smoothing,
         **as_arguments(case),
     }
@@ -216,7 +216,7 @@ def test_accumulation_is_invisible(case: Case, model: str, tmp_path: Path) -> No
     thrice = train(
         tmp_path / "thrice", per_device_train_batch_size=4, gradient_accumulation_steps=3, **common
     )
-    assert once.state.global_step == thrice.state.global_step == 6
+    assert once.state.global_step == thrice.state.global_step == 4
     # Llama's loss is float32 inside, and groups add its parts up in another order.
     assert_equal(weights(once), weights(thrice), 1e-6 if case.cuts else 1e-7)
     assert logged(once) == pytest.approx(logged(thrice), rel=1e-5)
