@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -120,13 +120,24 @@ class Sums:
 def squares(tensors: Entries) -> Numbers:
     """Return the squared L2 norm of each entry, `()`, in float32 or wider."""
     numbers: Numbers = [None] * len(tensors)
+    for places, found in _squares(tensors):
+        for i, square in zip(places, found.unbind(), strict=True):
+            numbers[i] = square
+    return numbers
+
+
+def square(tensors: Entries) -> Tensor:
+    """Return the `()` squared L2 norm of all entries together, in float32 or wider."""
+    sums = [found.sum() for _, found in _squares(tensors)]
+    return sums[0] if len(sums) == 1 else add_up(sums)
+
+
+def _squares(tensors: Entries) -> Iterator[tuple[list[int], Tensor]]:
+    """Yield the places of the entries of a kind, and their squared norms, (N,)."""
     for places in by_kind(tensors):
         mine: list[Any] = [tensors[i] for i in places]
         wide = torch.promote_types(mine[0].dtype, torch.float32)
-        norms = torch.stack(torch._foreach_norm(mine, 2, dtype=wide))
-        for i, square in zip(places, norms.square().unbind(), strict=True):
-            numbers[i] = square
-    return numbers
+        yield places, torch.stack(torch._foreach_norm(mine, 2, dtype=wide)).square()
 
 
 def usable(length: Tensor) -> Tensor:

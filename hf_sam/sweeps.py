@@ -85,18 +85,14 @@ class Group:
     pieces: list[list[Tensor]]
 
     @classmethod
-    def empty(cls, vectors: int) -> Group:
-        """Return a group without pieces for the given number of vectors."""
-        return cls([], [], [[] for _ in range(vectors)])
-
-    def add(self, place: int, start: int, length: int, tensors: list[Tensor]) -> None:
-        """Add a piece: `length` elements, from `start` on, of the tensors of one parameter."""
-        whole = length == tensors[0].numel()
-        self.places.append(place)
-        self.starts.append(None if whole else start)
-        for mine, t in zip(self.pieces, tensors, strict=True):
-            # Views, so that in-place operations on the pieces change the tensors themselves.
-            mine.append(t if whole else t.view(-1)[start : start + length])
+    def of_cuts(cls, cuts: list[tuple[int, int | None, int]], vectors: Any) -> Group:
+        """Return the pieces (parameter, start, length) of vectors; a start of None is a whole."""
+        # Views, so that in-place operations on the pieces change the tensors themselves.
+        pieces = [
+            [v[i] if start is None else v[i].view(-1)[start : start + n] for i, start, n in cuts]
+            for v in vectors
+        ]
+        return cls([i for i, _, _ in cuts], [start for _, start, _ in cuts], pieces)
 
     def of(self, entries: Entries) -> list[Tensor]:
         """Return the same pieces of other tensors, none of which is None."""
@@ -129,8 +125,11 @@ def by_kind(*vectors: Entries) -> Iterator[list[int]]:
     for vector in vectors:
         places = [i for i in places if vector[i] is not None]
     # Read in C, for there may be hundreds of tensors.
-    device = map(DEVICE, [vectors[0][i] for i in places])
-    dtypes = [map(DTYPE, [vector[i] for i in places]) for vector in vectors]
+    device = list(map(DEVICE, [vectors[0][i] for i in places]))
+    dtypes = [list(map(DTYPE, [vector[i] for i in places])) for vector in vectors]
+    if all(len(set(one)) == 1 for one in (device, *dtypes)):
+        yield places
+        return
     kinds = list(zip(device, *dtypes, strict=True))
     for kind in dict.fromkeys(kinds):
         yield [i for i, its in zip(places, kinds, strict=True) if its == kind]
@@ -164,24 +163,23 @@ def _groups(places: list[int], vectors: Any, limit: int, step: int) -> Iterator[
 
     Tensors are cut at multiples of `step` elements, or not at all if it is 0.
     """
-    group, room = Group.empty(len(vectors)), limit
-    for i in places:
-        tensors: list[Any] = [vector[i] for vector in vectors]
-        n, start = tensors[0].numel(), 0
-        flat = n > room and step > 0 and all(t.is_contiguous() for t in tensors)
+    cuts, room = list[tuple[int, int | None, int]](), limit
+    for i, n in zip(places, [vectors[0][i].numel() for i in places], strict=True):
+        flat = n > room and step > 0 and all(vector[i].is_contiguous() for vector in vectors)
+        start = 0
         while start < n:
             length = n - start
             # Cuts at multiples of `step` make both policies add up the same slices.
             if flat and length > room:
                 length = max(room, 0) // step * step
-            if length == 0 or (group.places and length > room):
-                yield group
-                group, room = Group.empty(len(vectors)), limit
+            if length == 0 or (cuts and length > room):
+                yield Group.of_cuts(cuts, vectors)
+                cuts, room = [], limit
                 continue
-            group.add(i, start, length, tensors)
+            cuts.append((i, None if length == n else start, length))
             start, room = start + length, room - length
-    if group.places:
-        yield group
+    if cuts:
+        yield Group.of_cuts(cuts, vectors)
 
 
 class Scratch:

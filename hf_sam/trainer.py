@@ -156,9 +156,9 @@ class SAMMixin(TrainerBase):
         if not self.accelerator.sync_gradients:
             self._warn_orphan(window)
             return torch.zeros((), device=self.args.device)
-        model.train()
-        # Schedule-free optimizers train and evaluate at different weights.
-        if callable(getattr(self.optimizer, "train", None)):
+        if not model.training:  # it walks over all modules, and each pass does it again
+            model.train()
+        if callable(getattr(self.optimizer, "train", None)):  # schedule-free ones have modes, too
             self.optimizer.train()
         return self._run.update(window)
 

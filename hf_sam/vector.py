@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .sums import Numbers as Numbers
-from .sums import Sums, squares
+from .sums import Sums, square, squares
 from .sums import add_up as add_up
 from .sweeps import Gate, Scratch, by_kind, copies, number, sweep
 
@@ -217,20 +217,19 @@ class Vector(Sequence[Tensor | None]):
         It is computed in float32 or wider, and kept until the vector is changed in place.
         """
         if self._norm is None:
-            self._norm = add_up(self._squares()).sqrt()
+            mine, alone = self.tensors, self.placement is WHOLE
+            total = square(mine) if alone else add_up(self.placement.sums(squares(mine)))
+            self._norm = total.sqrt()
         return self._norm
 
     def norms(self) -> Numbers:
         """Return the L2 norm of each entry, over all of its rows, as `()` tensors."""
-        norms = self._squares()
+        norms = self.placement.sums(squares(self.tensors))
         for places in by_kind(norms):
             roots = torch.stack(_at(places, norms)).sqrt().unbind()
             for i, root in zip(places, roots, strict=True):
                 norms[i] = root
         return norms
-
-    def _squares(self) -> Numbers:
-        return self.placement.sums(squares(self.tensors))
 
     # -- structure ------------------------------------------------------------------------------
 

@@ -44,12 +44,14 @@ class RunningMeans:
         if "perturbation_norm" not in readings:
             return
         self._perturbed += 1
-        for name in (*MEANS, "skipped"):
-            if name in readings:
-                value = readings[name].detach().to(torch.float32)
-                finite = torch.isfinite(value)
-                pair = torch.stack([torch.where(finite, value, 0.0), finite.to(value)])
-                self._sums[name] = self._sums[name] + pair if name in self._sums else pair
+        names = [name for name in (*MEANS, "skipped") if name in readings]
+        device = readings[names[0]].device
+        values = torch.stack([readings[name].detach().to(device, torch.float32) for name in names])
+        finite = torch.isfinite(values)
+        # In a row, so that all of them take as few operations as one.
+        pairs = torch.stack([torch.where(finite, values, 0.0), finite.to(values)], dim=1)
+        for name, pair in zip(names, pairs.unbind(), strict=True):
+            self._sums[name] = self._sums[name] + pair if name in self._sums else pair
 
     def drain(self, average_: Callable[[Sequence[Tensor]], None]) -> dict[str, float]:
         """Return the log values, which are means over perturbed updates and ranks."""

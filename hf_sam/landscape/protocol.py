@@ -173,10 +173,10 @@ class Engine:
 
         Every `.grad` is `None` afterwards, so that the next backward cannot write into them.
         """
-        grads = [None if p.grad is None else self.local(p.grad) for p in params]
+        whole = [p.grad for p in params]
         for p in params:
             p.grad = None
-        return grads
+        return [None if grad is None else self.local(grad) for grad in whole]
 
     def give(self, params: Sequence[Tensor], update: Sequence[Tensor | None]) -> Tensor | None:
         """Hand the update to the optimizer. It consumes the update's storage.
