@@ -13,6 +13,7 @@ from torch import Tensor
 from ..sums import Sums
 from ..sweeps import Entries, Gate, Group, Scratch, by_kind, number, policy, sweep
 from ..vector import Numbers, Scalar, Vector
+from .exchange import Exchange
 from .memory import Memory
 from .rounding import Nearest
 from .snapshot import OnDevice, beside
@@ -42,8 +43,9 @@ class Perturbation:
     """A context in which the parameters are `w + factor * eps`; leaving it restores `w` bitwise.
 
     The weights are restored after an exception, too. The tensors of `eps` are consumed: each
-    becomes the snapshot of its parameter, so that a perturbation needs no storage beyond `eps`
-    itself. Only where the dtype of `eps` differs from that of the weights is the snapshot a copy.
+    becomes the snapshot of its parameter, or on a CPU the place of the perturbed weights (see
+    `Exchange`), so that a perturbation needs no storage beyond `eps` itself. Only where the dtype
+    of `eps` differs from that of the weights is the snapshot a copy.
     A tensor with a support is exchanged for a snapshot of the elements inside it, and no other
     element moves. If `ok` (a `()` bool tensor) is false, the parameters stay as they are; this
     needs no host synchronisation. Parameters with a `None` entry are never touched. Parameters may
@@ -70,6 +72,7 @@ class Perturbation:
         self._ok, self._gate, self._factor = ok, Gate(ok), factor
         self._rounding, self._snapshot = rounding or Nearest(), snapshot or OnDevice()
         self._saved: list[tuple[Group, Inside | None]] = []
+        self._exchange = Exchange()
         self._sums = Sums(len(params))
         self._eager = policy(ok.device).eager
         self.along: Vector | None = None
@@ -96,6 +99,8 @@ class Perturbation:
             given.clear()  # the caller may hold the list, and so the tensors, longer than needed
             inside = self._supported(eps)
             whole = [None if i in inside else e for i, e in enumerate(eps)]
+            if self._eager and self._rounding.exchanges and bool(self._ok):
+                self._exchange.enter(self._memory.weights, whole, self._factor)
             if not self._eager:  # few kernels for all tensors of a kind
                 for places in by_kind(whole):
                     self._scale_([whole[i] for i in places])
@@ -173,6 +178,9 @@ class Perturbation:
     def _return(self, along: Entries | None) -> None:
         """Restore the snapshot in reverse order of the moves; a second call changes nothing."""
         weights, snapshots, scratch = list[Tensor](), list[Tensor](), Scratch()
+        if along is not None:
+            self._exchange.measure(self._sums, along, scratch)
+        self._exchange.leave()
         for group, inside in reversed(self._saved):
             if along is not None:
                 self._measure(group.where(along), inside, along, scratch)

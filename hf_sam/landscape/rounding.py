@@ -43,9 +43,11 @@ class Nearest:
 
     Attributes:
         bytes: what an element takes up in scratch memory, if that is more than its own size.
+        exchanges: whether `eps + w`, in the storage of eps, is what `move_` makes of w.
     """
 
     bytes = 0
+    exchanges = True
 
     def move_(self, group: Group, eps: list[Tensor]) -> None:
         """Add `eps` to the weights, which are the first pieces of a group."""
@@ -88,6 +90,7 @@ class Stochastic(Nearest):
     """
 
     bytes = 16
+    exchanges = False
 
     def __init__(self, generator: torch.Generator, count: int) -> None:
         self._keys = torch.randint(1 << 32, (count,), generator=generator).tolist()

@@ -84,6 +84,29 @@ def test_exact_return_whatever_the_memory(name: str, fails: bool, kind: torch.dt
         torch.testing.assert_close(moved[0], column, rtol=2e-2, atol=1e-1)
 
 
+@pytest.mark.parametrize("held", [False, True])
+def test_a_weight_that_others_hold_moves_where_it_is(held: bool) -> None:
+    """On a CPU the parameter holds other memory meanwhile, unless somebody would miss it."""
+    w = nn.Parameter(torch.ones(4))
+    others, place = w.detach() if held else None, w.data_ptr()
+    at = Landscape([w], [torch.ones(2)], lambda batch, share=1.0: torch.zeros(()))
+    for _ in range(2):
+        with at.perturbed(Vector([torch.full((4,), 0.5)])):
+            assert w.tolist() == [1.5] * 4
+            assert (w.data_ptr() == place) == held
+            assert others is None or others.tolist() == [1.5] * 4
+        assert w.tolist() == [1.0] * 4 and w.data_ptr() == place
+
+
+def test_a_graph_from_before_notices_the_perturbation() -> None:
+    """It has saved a view of the weights, and would else find those that are no longer there."""
+    w, x = nn.Parameter(torch.ones(3, 2)), torch.ones(1, 2, requires_grad=True)
+    loss = nn.functional.linear(x, w).square().sum()
+    at = Landscape([w], [x], lambda batch, share=1.0: torch.zeros(()))
+    with at.perturbed(Vector([torch.ones(3, 2)])), pytest.raises(RuntimeError, match="inplace"):
+        loss.backward()
+
+
 def test_complex_weights_are_refused_by_name() -> None:
     w = nn.Parameter(torch.randn(4, dtype=torch.complex64))
     at = Landscape([w], [torch.ones(2)], lambda batch, share=1.0: torch.zeros(()))
