@@ -89,7 +89,7 @@ CASES = [
         "ssam_d",
         passes=lambda step, total: 2,
         extra_p=0.75,
-        mask_p=1.25,
+        mask_p=0.8,
         launches=150,
         views=7,
         stateful=True,

@@ -25,8 +25,8 @@ class SparseSAMDynamic(DynamicMask, SAM):
         u     = there
 
     Cost: 2 passes; extra memory (1 - sparsity) P, as only what is perturbed needs a snapshot, and
-    the mask (one byte per weight: 0.25 P in float32); at a renewal 1 P and three masks for a
-    moment. State: the mask and the update of its last renewal.
+    the mask (one byte per weight: 0.25 P in float32); at a renewal three masks and half a P of
+    random scores for a moment. State: the mask and the update of its last renewal.
 
     Defaults: rho = 0.05, sparsity = 0.5, drop_rate = 0.5 (of the live weights, falling along half a
     cosine to 0), dropped by gradient, grown at random, renewal once per epoch: the authors' command
@@ -50,7 +50,7 @@ class SparseSAMDynamic(DynamicMask, SAM):
 
     paper = "Mi et al., NeurIPS 2022, arXiv 2210.05177"
     passes = "2"
-    memory = "0.75; 1.75 at a new mask"
+    memory = "0.75; 1.25 at a new mask"
     use = "Sparse SAM without extra passes for its mask"
 
     def perturbation(self, here: Vector, at: Landscape) -> Vector:

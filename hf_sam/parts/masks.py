@@ -17,7 +17,20 @@ from ..sweeps import Scratch, sweep
 from ..vector import Placement, StateValue, Vector
 from .base import Part
 from .direction import Direction
-from .scores import Masks, Scores, largest, live_count, n_of_m, sizes, total, whole_tensors
+from .scores import (
+    Masks,
+    Scores,
+    largest,
+    live_count,
+    magnitudes,
+    n_of_m,
+    sizes,
+    total,
+    whole_tensors,
+)
+
+RANDOM = 1 << 15
+"""How many different scores there are by chance."""
 
 
 @dataclass
@@ -203,11 +216,10 @@ class DynamicMask(Mask):
         rate = self.drop_rate * (1 + math.cos(math.pi * at.progress.fraction)) / 2
         exchanged = min(int(live * rate), dead)  # so that the number of live weights stays
         weights = at.weights().on(v.selection)
-        kept_by = _magnitudes(v if self.drop == "gradient" else weights)
-        keep = largest(_only(kept_by, before, True), live - exchanged, placement)
-        del kept_by  # so that only one set of scores exists at a time
-        grown_by = _random(v, at) if self.growth == "random" else _magnitudes(v)
-        grow = largest(_only(grown_by, before, False), exchanged, placement)
+        kept_by = list(v if self.drop == "gradient" else weights)
+        keep = largest(magnitudes(kept_by, before, True), live - exchanged, placement)
+        grown_by = _random(v, at) if self.growth == "random" else list(v)
+        grow = largest(magnitudes(grown_by, before, False), exchanged, placement)
         # Kept and grown weights are disjoint: one comes from the old mask, one from its complement.
         return [
             None if a is None or b is None else a.logical_or_(b)
@@ -263,26 +275,15 @@ def _covered(at: Landscape) -> list[bool]:
     return [chosen and p.requires_grad for p, chosen in zip(at.params, at.where, strict=True)]
 
 
-def _random(v: Vector, at: Landscape) -> Scores:
-    """Return uniform scores from the update's generator.
+def _random(v: Vector, at: Landscape) -> list[Tensor | None]:
+    """Return uniform scores from the update's generator, as whole numbers of 15 bits.
 
     Every process draws for whole tensors and keeps its rows, so that all processes agree.
     """
     draw: Any = at.generator
-    return [
-        None
-        if t is None
-        else at.rows(i, torch.rand(at.params[i].shape, generator=draw)).to(t.device)
-        for i, t in enumerate(v)
-    ]
-
-
-def _magnitudes(v: Sequence[Tensor | None]) -> Scores:
-    return [None if t is None else t.abs() for t in v]
-
-
-def _only(scores: Scores, mask: Masks, on: bool) -> Scores:
-    """Replace the scores by -1, which is never chosen, where the mask is not `on`."""
-    for i, (s, m) in enumerate(zip(scores, mask, strict=True)):
-        scores[i] = None if s is None or m is None else s.float().masked_fill_(m != on, -1.0)
-    return scores
+    drawn: list[Tensor | None] = [None] * len(v)
+    for i in v.present:
+        scores = torch.rand(at.params[i].shape, generator=draw).mul_(RANDOM)
+        # Half the memory of a float: which of equal scores comes first matters to nobody.
+        drawn[i] = at.rows(i, scores.to(torch.int16)).to(at.params[i].device)
+    return drawn

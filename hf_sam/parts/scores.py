@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -15,10 +15,45 @@ from ..sums import Numbers, add_up
 from ..sweeps import sweep
 from ..vector import WHOLE, Placement
 
-Scores = list[Tensor | None]
+Scores = Sequence[Tensor | None]
 Masks = list[Tensor | None]
 LARGEST = 0x7F7FFFFF
 """The bits of the largest float32 number."""
+
+
+class OneByOne(Sequence[Tensor | None]):
+    """Scores that are computed anew whenever they are looked at, so that none are kept.
+
+    Args:
+        count: the number of parameters.
+        score: returns the scores of a parameter.
+    """
+
+    def __init__(self, count: int, score: Callable[[int], Tensor | None]) -> None:
+        self._count, self._score = count, score
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, i: int) -> Tensor | None:  # type: ignore[override]
+        if i >= self._count:
+            raise IndexError(i)  # which ends a loop over the scores
+        return self._score(i)
+
+
+def magnitudes(values: Scores, mask: Masks, on: bool) -> Scores:
+    """Return the magnitudes of values, and -1, which is never chosen, where the mask is not `on`.
+
+    They are computed when they are looked at, so that no set of scores takes up memory.
+    """
+
+    def score(i: int) -> Tensor | None:
+        value, m = values[i], mask[i]
+        if value is None or m is None:
+            return None
+        return value.abs().float().masked_fill_(~m if on else m, -1.0)
+
+    return OneByOne(len(values), score)
 
 
 def live_count(scores: Scores, sparsity: float, placement: Placement = WHOLE) -> int:
@@ -36,7 +71,7 @@ def largest(scores: Scores, count: int, placement: Placement = WHOLE) -> Masks:
     exchange nothing but counts. Negative scores are never chosen, and scores that are not finite
     count as zero.
     """
-    narrow = [None if s is None else _finite(s.float()) for s in scores]
+    narrow = OneByOne(len(scores), lambda i: _narrow(scores[i]))
     # Non-negative floats are ordered as their bits are, so 31 steps over integers suffice.
     low, high = 0, LARGEST
     while low < high:
@@ -55,11 +90,11 @@ def _above(scores: Scores, threshold: float, count: int, placement: Placement) -
     above = [None if m is None else torch.count_nonzero(m) for m in masks]
     ties = [None if s is None else torch.count_nonzero(s == threshold) for s in scores]
     missing = count - total(above, placement)  # so many of the ties are chosen, from the first on
-    parts = zip(masks, scores, placement.sums(ties), placement.before(ties), strict=True)
-    for mask, s, everywhere, before in parts:
-        if mask is None or s is None or everywhere is None or before is None or missing <= 0:
+    parts = zip(masks, placement.sums(ties), placement.before(ties), strict=True)
+    for i, (mask, everywhere, before) in enumerate(parts):
+        if mask is None or everywhere is None or before is None or missing <= 0:
             continue
-        tie = s == threshold
+        tie = torch.eq(scores[i], threshold)  # type: ignore[arg-type]
         if (n := int(everywhere)) > missing:
             # Ties in rows that other processes hold earlier come first.
             tie = _first(tie, missing - int(before))
@@ -88,6 +123,11 @@ def total(numbers: Numbers, placement: Placement) -> int:
 def sizes(tensors: Sequence[Tensor | None]) -> list[Tensor | None]:
     """Return how many elements this process holds of each tensor, as `()` tensors."""
     return [None if t is None else torch.tensor(t.numel(), device=t.device) for t in tensors]
+
+
+def _narrow(scores: Tensor | None) -> Tensor | None:
+    """Return the scores as finite float32 numbers."""
+    return None if scores is None else _finite(scores.float())
 
 
 def _finite(scores: Tensor) -> Tensor:

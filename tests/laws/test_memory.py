@@ -220,10 +220,10 @@ def test_only_what_is_perturbed_needs_a_snapshot(sparsity: float) -> None:
 
 
 @pytest.mark.parametrize(("drop", "growth"), [("weight", "random"), ("gradient", "gradient")])
-def test_an_exchange_holds_one_set_of_scores(drop: str, growth: str) -> None:
+def test_an_exchange_holds_half_a_set_of_scores(drop: str, growth: str) -> None:
     """Beside three masks (the old one, what stays and what comes) and scratch for a tensor."""
     found = extra(METHODS["ssam_d"](update_interval=1, growth=growth, drop=drop))
-    assert max(found) <= 1.75 + 4 / LAYERS
+    assert max(found) <= 1.25 + 4 / LAYERS
 
 
 def test_equal_scores_need_no_scratch_of_their_size() -> None:

@@ -34,7 +34,8 @@ class ssam_d:
             size = place.stop - place.start
             may = q.mask[place].all()
             scores.append(torch.rand(size, generator=numbers) if may else torch.zeros(size))
-        return torch.cat([*scores, torch.rand(len(q.idle), generator=numbers)]).numpy()
+        drawn = torch.cat([*scores, torch.rand(len(q.idle), generator=numbers)])
+        return np.floor(drawn.numpy() * 2**15)  # the first of equal scores comes first
 
     def renew(self, q: Question) -> np.ndarray:
         may = np.append(q.mask, np.ones_like(q.idle))
