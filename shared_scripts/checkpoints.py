@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import struct
 import zipfile
 from pathlib import Path
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-STATE = "trainer_state.json"
+STATE, METHOD = "trainer_state.json", "sam_state.json"
 WEIGHTS = ("*.safetensors", "*.bin", "global_step*", "pytorch_model_fsdp*", "*.distcp")
 TORCH_FILES = (".bin", ".pt", ".pth")
 
@@ -93,7 +94,7 @@ def broken(folder: Path) -> str | None:
             return f"{path.relative_to(folder)} is cut short or damaged"
     if (folder / "scheduler.pt").is_file() and _lacks_optimizer(folder):
         return "optimizer.pt is missing"
-    return _missing_shard(folder)
+    return _missing_shard(folder) or _missing_process(folder)
 
 
 def _lacks_optimizer(folder: Path) -> bool:
@@ -141,4 +142,22 @@ def _missing_shard(folder: Path) -> str | None:
         for name in sorted(names):
             if not (folder / name).is_file():
                 return f"{name}, which {index.name} names, is missing"
+    return None
+
+
+def _missing_process(folder: Path) -> str | None:
+    """Look for the random state of each process of this machine, which it writes by itself.
+
+    The other processes may have written all that is theirs when one of them ends.
+    """
+    # One process numbers nothing, and the first one may have saved on another machine's disk.
+    if not (folder / "rng_state_0.pth").is_file():
+        return None
+    saved, here = 2, int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    if (folder / METHOD).is_file():
+        saved = json.loads((folder / METHOD).read_text(encoding="utf-8"))["about"]["processes"]
+    # Other processes than those that saved begin with random states of their own.
+    for n in range(min(saved, here)):
+        if not (folder / f"rng_state_{n}.pth").is_file():
+            return f"rng_state_{n}.pth is missing: its process ended while it saved"
     return None

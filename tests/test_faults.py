@@ -5,6 +5,7 @@ what they lose.
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import functools
 import json
@@ -16,12 +17,14 @@ import re
 import shutil
 import signal
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import TrainerCallback
 
 from hf_sam import SAMTrainer, __version__
 from hf_sam.engine import checkpoint
@@ -174,12 +177,49 @@ def test_a_full_disk_costs_one_checkpoint(
     with pytest.raises(OSError, match="No space left"):
         train(tmp_path, **looksams())
     monkeypatch.undo()
-    assert not (tmp_path / "checkpoint-4" / checkpoint.DESCRIPTION).exists()
+    left = {path.name for path in (tmp_path / "checkpoint-4").glob("sam_state*")}
+    assert left == ({checkpoint.TENSORS} if what == "json" else set()), "space is given back"
     resume = newest_whole(tmp_path)
     assert resume == str(tmp_path / "checkpoint-2")
     assert_undisturbed(as_left(train(tmp_path, resume=resume, **looksams())), looksam)
-    left = {path.name for path in tmp_path.rglob("sam_state*")}
-    assert left == {checkpoint.DESCRIPTION, checkpoint.TENSORS}
+
+
+@pytest.fixture
+def bound() -> Iterator[None]:
+    """The permissions of folders bind this process, also where it runs as root (on Linux)."""
+    if os.geteuid() != 0:
+        yield
+        return
+    libc, head = ctypes.CDLL(None), (ctypes.c_uint32 * 2)(0x20080522, 0)
+    # Twice effective, permitted and inheritable capabilities; what is permitted can come back.
+    rights = (ctypes.c_uint32 * 6)()
+    assert libc.capget(head, rights) == 0
+    _, permitted, inherited, _, more_permitted, more_inherited = rights
+    none = (0, permitted, inherited, 0, more_permitted, more_inherited)
+    assert libc.capset(head, (ctypes.c_uint32 * 6)(*none)) == 0
+    yield
+    assert libc.capset(head, rights) == 0
+
+
+class Locks(TrainerCallback):
+    """Takes the right to write into the output folder away after the third update."""
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if state.global_step == 3:
+            Path(args.output_dir).chmod(0o555)
+
+
+@pytest.mark.usefixtures("bound")
+def test_a_read_only_folder_costs_one_checkpoint(looksam: Trained, tmp_path: Path) -> None:
+    """The error names the folder that cannot be made, and the run goes on from before."""
+    out = tmp_path / "out"
+    with pytest.raises(PermissionError, match=r"out/checkpoint-4'$"):
+        train(out, callbacks=[Locks()], **looksams())
+    assert [path.name for path in in_folder(out)] == ["checkpoint-2"]
+    out.chmod(0o755)
+    assert newest_whole(out) == str(out / "checkpoint-2")
+    again = as_left(train(out, resume=newest_whole(out), **looksams()))
+    assert_undisturbed(again, looksam)
 
 
 def test_a_state_that_was_saved_twice_is_the_second_one(looksam: Trained, tmp_path: Path) -> None:

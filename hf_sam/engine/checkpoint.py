@@ -105,8 +105,11 @@ def _save_sharded(folder: Path, tensors: dict[str, Tensor]) -> None:
 def _whole_file(path: Path) -> Iterator[Path]:
     """Yield a temporary path to write to, and rename the file when it is complete."""
     unfinished = path.with_name(path.name + ".unfinished")
-    yield unfinished
-    unfinished.replace(path)
+    try:
+        yield unfinished
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)  # on a full disk it would take up space that is needed
 
 
 def _like(param: Tensor, entry: Tensor, engine: Engine) -> Tensor:

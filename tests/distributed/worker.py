@@ -18,10 +18,10 @@ if ONE_DEVICE in sys.argv:  # accelerate takes the device of this number
 import torch  # noqa: E402
 from torch.multiprocessing import start_processes  # noqa: E402
 
-from tests.distributed import fsdp_jobs, jobs, traffic_jobs, zero_jobs  # noqa: E402
+from tests.distributed import change_jobs, fsdp_jobs, jobs, traffic_jobs, zero_jobs  # noqa: E402
 
 JOBS = jobs.JOBS | fsdp_jobs.JOBS | fsdp_jobs.GPU_JOBS | fsdp_jobs.FOUR
-JOBS |= zero_jobs.JOBS | zero_jobs.ZERO3 | traffic_jobs.JOBS
+JOBS |= zero_jobs.JOBS | zero_jobs.ZERO3 | traffic_jobs.JOBS | change_jobs.JOBS
 
 
 def main() -> None:

@@ -3,6 +3,7 @@
 
 import json
 import logging
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -87,6 +88,26 @@ def test_other_names_are_no_checkpoints(tmp_path: Path) -> None:
     for shard in path.glob("model*"):
         shard.unlink()
     assert broken(path) == "its weights are missing"
+
+
+@pytest.mark.parametrize(("saved", "here", "fault"), [(4, 4, True), (3, 4, False), (4, 2, False)])
+def test_a_process_that_ended_while_it_saved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, saved: int, here: int, fault: bool
+) -> None:
+    """Each of them writes its random state by itself, after the first one wrote the rest."""
+    path = make(tmp_path, 3)
+    for n in range(3):
+        shutil.copy(path / "rng_state.pth", path / f"rng_state_{n}.pth")
+    (path / "rng_state.pth").unlink()
+    (path / "sam_state.json").write_text(json.dumps({"about": {"processes": saved}}))
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(here))
+    assert broken(path) == (
+        "rng_state_3.pth is missing: its process ended while it saved" if fault else None
+    )
+    (path / "sam_state.json").unlink()
+    assert broken(path) is None
+    (path / "rng_state_1.pth").unlink()  # which there is if there are several
+    assert "rng_state_1.pth is missing" in str(broken(path))
 
 
 def test_a_file_is_written_whole_or_not_at_all(
