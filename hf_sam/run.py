@@ -177,9 +177,8 @@ class Run:
         steps, ranks = trainer.args.gradient_accumulation_steps, trainer.accelerator.num_processes
         wanted = asks(self.method, steps)
         if wanted.layers:
-            self._adapters.check(type(main_method(self.method)[1]).__name__, self.engine.replicated)
-        if wanted.moves:
-            self.engine.check_moving()
+            whole = self.engine.replicated or not wanted.changes
+            self._adapters.check(type(main_method(self.method)[1]).__name__, whole)
         if wanted.draws:
             check_drawable(loader, name)
         if wanted.losses and not self._passes.own_losses:

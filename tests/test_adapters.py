@@ -443,9 +443,16 @@ class TestBAR:
             BAR()(Bowl().landscape(progress=Progress(learning_rate=0.1)))
 
 
-def test_a_sharding_engine_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It shares out the factors, or the optimizer's copy of them."""
+@every_adapter_case
+def test_a_sharding_engine_is_refused_where_layers_compute_something_else(
+    case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It shares out what they compute with; norms and scales of factors need no whole ones."""
     monkeypatch.setattr(AcceleratedEngine, "replicated", False)
-    trainer = make_trainer(tmp_path, model="lora", sam="bar")
-    with pytest.raises(NotImplementedError, match="BAR does not work under FSDP2.*use DDP"):
+    trainer = make_trainer(tmp_path, model="lora", **settings(case, max_steps=1))
+    if case.key == "bar":
+        trainer.train()
+        return
+    kind = METHODS[case.key].__name__
+    with pytest.raises(NotImplementedError, match=f"{kind} does not work under FSDP2.*use DDP"):
         trainer.train()

@@ -137,7 +137,8 @@ ENGINES = (
     EngineRow(
         "FSDP2 (accelerate_configs/fsdp2.yaml, DistributedConfig(fsdp_size=n))",
         "all",
-        "one perturbation for all ranks: a gradient of a rank's own does not exist",
+        "one perturbation for all ranks: a gradient of a rank's own does not exist; without "
+        "bi_lora and flat_lora, which compute with whole layers",
     ),
     EngineRow(
         "HSDP (DistributedConfig(fsdp_size=n, dp_replicate_size=m))",
@@ -147,7 +148,8 @@ ENGINES = (
     EngineRow(
         "DeepSpeed with ZeRO-1 or ZeRO-2 (accelerate_configs/zero1.yaml, zero2.yaml)",
         "all",
-        "ascent and descent gradients stay whole on each rank until DeepSpeed gets the update",
+        "ascent and descent gradients stay whole on each rank until DeepSpeed gets the update; "
+        "without bi_lora and flat_lora",
     ),
     EngineRow(
         "DeepSpeed with ZeRO-3 (accelerate_configs/zero3.yaml), for head_sam",
@@ -157,8 +159,9 @@ ENGINES = (
     EngineRow(
         "DeepSpeed with ZeRO-3, for all other methods",
         "refused",
-        "its weights exist inside a forward only, so nothing can perturb them; use sam='head_sam', "
-        "ZeRO-2 or FSDP2",
+        "its weights exist inside a forward only and its gradients are not handed out, so that "
+        "nothing can perturb or scale the former or keep the latter; use sam='head_sam', ZeRO-2 or "
+        "FSDP2",
         lambda t: is_zero3(t) and not t._method.one_gradient,
     ),
     EngineRow(

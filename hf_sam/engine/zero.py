@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, distributed, nn
 
 from ..landscape import Averaging, Replay
+from ..vector import Numbers
 from .accelerated import AcceleratedEngine
 from .precision import LossScaling
 
@@ -130,12 +131,19 @@ class DeepSpeedEngine(AcceleratedEngine):
         kind = param.dtype if self._scaling.scale is None else torch.float32
         return torch.zeros_like(param, dtype=kind, requires_grad=False)
 
-    def check_moving(self) -> None:
-        """Refuse, because the optimizer overwrites the weights with those that it keeps apart."""
-        raise NotImplementedError(
-            "a method that moves weights itself (wsam with decoupled=True) does not work under "
-            "DeepSpeed, which keeps weights of its own: use decoupled=False, DDP or FSDP2"
-        )
+    @torch.no_grad()
+    def scale_(self, params: Sequence[Tensor], factors: Numbers) -> None:
+        """Multiply parameters by `()` factors in place, for good; None leaves one alone."""
+        for param, factor in zip(params, factors, strict=True):
+            if factor is not None:
+                _keep(param, _kept(param).mul_(factor))
+
+    @torch.no_grad()
+    def move_(self, params: Sequence[Tensor], step: Sequence[Tensor | None], scale: float) -> None:
+        """Add `scale` times a step to the parameters in place, for good; None leaves one alone."""
+        for param, by in zip(params, step, strict=True):
+            if by is not None:
+                _keep(param, _kept(param).add_(by, alpha=scale))
 
     def give(self, params: Sequence[Tensor], update: Sequence[Tensor | None]) -> Tensor | None:
         """Hand the update to DeepSpeed, which then steps. It consumes `update`.
@@ -163,3 +171,19 @@ class DeepSpeedEngine(AcceleratedEngine):
             return self._engine(loss)
         finally:
             self._engine.module = module
+
+
+def _kept(param: Tensor) -> Tensor:
+    """Return a copy of a weight as the optimizer keeps it, in float32 and in parts on all ranks."""
+    from deepspeed.utils import safe_get_full_fp32_param
+
+    whole: Tensor = safe_get_full_fp32_param(param)
+    return whole
+
+
+def _keep(param: Tensor, value: Tensor) -> None:
+    """Change a weight where the optimizer keeps it, and in the model, which a step overwrites."""
+    from deepspeed.utils import safe_set_full_fp32_param
+
+    safe_set_full_fp32_param(param, value)
+    param.copy_(value)

@@ -33,22 +33,22 @@ class Adapters:
             self._layers = layers_of(self._model, self._params)
         return self._layers
 
-    def check(self, name: str, replicated: bool) -> None:
+    def check(self, name: str, whole: bool) -> None:
         """Refuse a method for low-rank adapters where there are none, or where it would be wrong.
 
         Args:
             name: the method's name.
-            replicated: whether each process holds all weights, and the optimizer steps these.
+            whole: whether the method finds the layers as it needs them, which are whole ones if it
+                changes what they compute.
 
         Raises:
             ValueError: there is no pair of factors to work on.
-            NotImplementedError: processes share the weights or the optimizer's state out, or an
-                adapter is of another kind.
+            NotImplementedError: processes share the layers out, or an adapter is of another kind.
         """
-        if not replicated:
+        if not whole:
             raise NotImplementedError(
                 f"{name} does not work under FSDP2 and DeepSpeed, whose processes share out the "
-                "adapters or the optimizer's copy of them: use DDP, or sam='sam'"
+                "layers that it computes with: use DDP, sam='bar' or sam='sam'"
             )
         layers = self()
         if not chosen(layers, self._known.perturbable):

@@ -238,15 +238,11 @@ class Engine:
 
     def move_(self, params: Sequence[Tensor], step: Sequence[Tensor | None], scale: float) -> None:
         """Add `scale` times a step to the parameters in place, for good; None leaves one alone."""
-        self.check_moving()
         held = self.held(params)
         with torch.no_grad():
             for places in by_kind(held, step):
                 weights, steps = ([vector[i] for i in places] for vector in (held, step))
                 torch._foreach_add_(weights, steps, alpha=scale)  # type: ignore[arg-type]
-
-    def check_moving(self) -> None:
-        """Refuse a method that moves weights for good beside the optimizer, where that is lost."""
 
     def watch(self, held: Sequence[Tensor], eps: Sequence[Tensor | None]) -> None:
         """Inspect a perturbation that is about to be applied; the base class ignores it."""

@@ -228,11 +228,7 @@ class Context:
         self.update.engine.scale_(self.params, factors)
 
     def move_(self, step: Vector, scale: float) -> None:
-        """Add `scale` times a step to the parameters in place, as a part of the update.
-
-        Raises:
-            NotImplementedError: the optimizer keeps weights of its own, as under DeepSpeed.
-        """
+        """Add `scale` times a step to the parameters in place, as a part of the update."""
         self.update.engine.move_(self.params, step, scale)
 
     def rows(self, i: int, whole: Tensor) -> Tensor:

@@ -40,8 +40,8 @@ class Asks:
         losses: whether it compares the losses of single examples.
         draws: whether it looks at training examples beyond the update's.
         layers: whether it works on the layers with low-rank adapters.
+        changes: whether it changes what these layers compute in a pass.
         head: whether it stands behind the output head.
-        moves: whether it moves weights for good, beside the optimizer.
         starts_at_w: whether its first pass is the whole gradient at w.
         groups: how many groups of an update's examples it perturbs separately.
         passes: the mean number of backward passes per example of an update.
@@ -51,8 +51,8 @@ class Asks:
     losses: bool
     draws: bool
     layers: bool
+    changes: bool
     head: bool
-    moves: bool
     starts_at_w: bool
     groups: int
     passes: float
@@ -77,8 +77,8 @@ def asks(method: Method, batches: int = 2) -> Asks:
         losses=any(notes.losses for notes in records),
         draws=any(notes.draws for notes in records),
         layers=any(notes.layers for notes in records),
+        changes=any(notes.changes for notes in records),
         head=any(notes.head for notes in records),
-        moves=any(notes.moves for notes in records),
         starts_at_w=records[0].starts_at_w,
         groups=max(notes.groups for notes in records),
         passes=records[0].seen / (records[0].updates * batches * EXAMPLES),
@@ -100,7 +100,8 @@ class Notes:
     """The requests that a method has made so far."""
 
     def __init__(self) -> None:
-        self.examples = self.losses = self.draws = self.layers = self.head = self.moves = False
+        self.examples = self.losses = self.draws = False
+        self.layers = self.changes = self.head = False
         self.starts_at_w = True
         self.groups = 1
         self.seen = self.updates = 0
@@ -249,16 +250,13 @@ class Stage(Engine):
             yield
             return
         first, self._first = self._first, False
-        before = self.seen
+        before, changed = self.seen, is_changed(self._layer)
+        self._notes.changes |= changed
         # The toy's weights are all 1.
-        at_w = all(bool((p == 1).all()) for p in self._params) and not is_changed(self._layer)
+        at_w = all(bool((p == 1).all()) for p in self._params) and not changed
         yield
         if first:
             self._notes.starts_at_w &= at_w and only is None and self.seen - before == self._all
-
-    def move_(self, params: Sequence[Tensor], step: Sequence[Tensor | None], scale: float) -> None:
-        """Record that weights are moved, and leave them where they are."""
-        self._notes.moves = True
 
     def agreed(self, shares: list[Any]) -> list[Any]:
         """Count the groups; a cut replaces one group by `len(shares)` groups."""

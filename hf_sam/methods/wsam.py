@@ -38,7 +38,7 @@ class WSAM(SAM):
     gradients are not finite makes none.
 
     When it does not help: gamma = 0.9 weighs the sharpness nine times, which calls for a smaller
-    radius than SAM's. Decoupled, it is refused under DeepSpeed, which keeps weights of its own.
+    radius than SAM's. Decoupled, it sends the weights once more in each update under DeepSpeed.
 
     Attributes:
         rho: radius, weight-space L2 norm, or a schedule for it.

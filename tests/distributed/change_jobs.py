@@ -228,11 +228,11 @@ def goes_on(folder: Path) -> Found:
         own = folder.parent / f"dies_in_{moment}"
         faults = {path.name: broken(path) for path in in_folder(own)}
         newest = next(path for path in in_folder(own) if broken(path) is None)
-        again, undisturbed = disturbed(own, moment), disturbed(folder / moment, moment)
-        again.train(resume_from_checkpoint=str(newest))
-        undisturbed.train()
         found[moment] = {"newest": newest.name, "faults": faults}
-        for name, trainer in {"again": again, "whole": undisturbed}.items():
+        # One after the other, because a trainer that is built seeds the generators.
+        for name, where, resume in (("again", own, str(newest)), ("whole", folder / moment, None)):
+            trainer = disturbed(where, moment)
+            trainer.train(resume_from_checkpoint=resume)
             state = trainer._method.state_dict()
             plain = {k: list(v) if isinstance(v, Vector) else v for k, v in state.items()}
             found[moment][name] = {"weights": weights(trainer), "state": plain}

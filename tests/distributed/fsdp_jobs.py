@@ -120,7 +120,7 @@ def train(folder: Path, model: str, network: Any = None, **arguments: Any) -> Fo
     return outcome(trainer)
 
 
-def by_accelerate(folder: Path, **arguments: Any) -> SAMTrainer:
+def by_accelerate(folder: Path, built: Any = None, **arguments: Any) -> SAMTrainer:
     """Return a trainer whose model accelerate's plugin will shard, though there is no accelerator.
 
     accelerate offers its plugin to processes with an accelerator each, so these two say that they
@@ -131,7 +131,8 @@ def by_accelerate(folder: Path, **arguments: Any) -> SAMTrainer:
     args = SAMTrainingArguments(str(folder), **given)
     assert args.distributed_state is not None
     args.distributed_state.distributed_type = DistributedType.MULTI_GPU
-    return SAMTrainer(model=odd().double(), args=args, train_dataset=examples("bert"))
+    network = odd() if built is None else built
+    return SAMTrainer(model=network.double(), args=args, train_dataset=examples("bert"))
 
 
 def outcome(trainer: SAMTrainer) -> Found:
@@ -154,6 +155,10 @@ def short(key: str) -> dict[str, Any]:
     """Return the settings of a short run of a row of `cases.py`."""
     given = method_settings(key)
     return {k: v for k, v in given.items() if k not in ("dtype", "model")} | SHORT
+
+
+ADAPTED = {"lora": "ssam_d", "bar": "bar"}
+"""Methods that are tried on an adapter."""
 
 
 def adapted(network: Any) -> Any:
@@ -182,7 +187,8 @@ def fsdp2_methods(folder: Path) -> Found:
 def fsdp2_parts(folder: Path) -> Found:
     """Parts of methods, Trainer's features, and groups, for which there is DDP to compare with."""
     found = {name: train(folder, model, **SHORT | more) for name, (model, more) in PARTS.items()}
-    found["lora"] = train(folder, "llama", adapted(sharded(folder, "llama")), **short("ssam_d"))
+    for name, key in ADAPTED.items():
+        found[name] = train(folder, "llama", adapted(sharded(folder, "llama")), **short(key))
     replicas = sharded(folder, "bert", fsdp_size=1, dp_replicate_size=2)
     found["replicas"] = train(folder, "bert", replicas, **short("ssam_d"))
     for name, (model, more) in GROUPS.items():
@@ -221,7 +227,18 @@ def fsdp2_plugin(folder: Path) -> Found:
         again.train(resume_from_checkpoint=str(own / "checkpoint-2"))
         found[f"{key} resumed"] = outcome(again)
         found[f"{key} read"] = handed_over(again, own / "whole")
+    balanced = by_accelerate(folder, with_adapter(), sam="bar", max_steps=4)
+    balanced.train()
+    found["bar"] = outcome(balanced)
     return found
+
+
+def with_adapter() -> Any:
+    """Return the classifier under an adapter, whose factors accelerate shards with its weights."""
+    from peft import LoraConfig, get_peft_model
+
+    adapter = LoraConfig(task_type="SEQ_CLS", r=2, target_modules=["query", "value"])
+    return get_peft_model(odd(), adapter)
 
 
 def handed_over(trainer: SAMTrainer, folder: Path) -> Found:

@@ -15,6 +15,7 @@ from hf_sam.engine.checkpoint import load_state
 from hf_sam.landscape import Engine
 from tests.cases import CASES
 from tests.distributed.fsdp_jobs import (
+    ADAPTED,
     GROUPS,
     HSDP,
     JOBS,
@@ -26,6 +27,7 @@ from tests.distributed.fsdp_jobs import (
     plain,
     short,
     train,
+    with_adapter,
 )
 from tests.distributed.launch import accelerate_launch, torchrun
 from tests.distributed.test_ddp import SPLIT_GROUPS, assert_same_logs, largest
@@ -54,13 +56,13 @@ def one_process(folder: Path, model: str, **settings: Any) -> dict[str, Any]:
     return train(folder, model, network, **settings | {"per_device_train_batch_size": 8})
 
 
-@pytest.mark.parametrize("name", ["lora", "replicas"])
+@pytest.mark.parametrize("name", [*ADAPTED, "replicas"])
 def test_replicated_parameters_count_once(ranks: Ranks, tmp_path: Path, name: str) -> None:
     """Adapters beside sharded weights, and FSDP2 with replicas of every shard."""
-    model = "llama" if name == "lora" else "bert"
+    model = "llama" if name in ADAPTED else "bert"
     network = MODELS[model][0]().double()
-    network = adapted(network) if name == "lora" else network
-    settings = short("ssam_d") | {"per_device_train_batch_size": 8}
+    network = adapted(network) if name in ADAPTED else network
+    settings = short(ADAPTED.get(name, "ssam_d")) | {"per_device_train_batch_size": 8}
     assert_same(ranks[0]["fsdp2_parts"][name], train(tmp_path, model, network, **settings))
 
 
@@ -146,6 +148,15 @@ def test_accelerates_plugin_and_resume(ranks: Ranks, tmp_path: Path, key: str) -
     assert 0 < found[key]["held"] < sum(w.numel() for w in found[key]["weights"])
     assert_same(found[key], one_process(tmp_path, "bert", max_steps=4, sam=key))
     assert_equal(found[f"{key} resumed"]["weights"], found[key]["weights"])
+
+
+def test_bar_on_factors_in_shards(ranks: Ranks, tmp_path: Path) -> None:
+    """Each rank scales its rows of them, by norms of whole factors."""
+    settings = {"sam": "bar", "max_steps": 4, "per_device_train_batch_size": 8}
+    one = train(tmp_path, "bert", with_adapter().double(), **settings)
+    plain = train(tmp_path, "bert", with_adapter().double(), **settings | {"sam": "none"})
+    assert_same(ranks[0]["fsdp2_plugin"]["bar"], one)
+    assert largest(one["weights"], plain["weights"]) > 1e-4
 
 
 @pytest.mark.parametrize("key", ["friendly_sam", "ssam_d"])

@@ -66,7 +66,7 @@ def test_features_are_one_process_on_the_joined_batch(
     ranks: Ranks, tmp_path: Path, name: str
 ) -> None:
     one = train(tmp_path, None, network(name), **FEATURES[name])
-    assert_same(ranks[0]["zero_features"][name], one)
+    assert_same(ranks[0]["zero_features"][name], one, 5e-6 if name == "decoupled" else 2e-6)
 
 
 def test_local_ascent_is_msam_with_a_group_per_rank(ranks: Ranks, tmp_path: Path) -> None:

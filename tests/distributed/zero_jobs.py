@@ -19,7 +19,7 @@ from transformers import TrainerCallback
 
 from hf_sam import SAMTrainer, SAMTrainingArguments
 from tests.cases import CASES
-from tests.distributed.fsdp_jobs import CHECKPOINTED, SHORT, odd, outcome, short
+from tests.distributed.fsdp_jobs import CHECKPOINTED, SHORT, odd, outcome, short, with_adapter
 from tests.distributed.jobs import Found, refusal
 from tests.toys import CHECKPOINTING, examples
 
@@ -105,18 +105,17 @@ FEATURES: dict[str, dict[str, Any]] = {
         "sam_rho": "budget:0.02:1",
         "sam_where": ["no_embeddings"],
     },
+    "bar": {"sam": "bar"},
+    "decoupled": {"sam": "wsam", "sam_options": {"decoupled": True}},
 }
 """Runs that are also one process's on the joined batch."""
 
 
 def network(name: str) -> nn.Module:
     """Return the toy of a run of `FEATURES`."""
-    if name != "lora":
+    if name not in ("lora", "bar"):
         return odd()
-    from peft import LoraConfig, get_peft_model
-
-    adapter = LoraConfig(task_type="SEQ_CLS", r=2, target_modules=["query", "value"])
-    return get_peft_model(odd(), adapter)
+    return with_adapter()
 
 
 def zero_features(folder: Path) -> Found:
