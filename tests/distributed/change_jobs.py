@@ -62,20 +62,26 @@ class Leg(TrainerCallback):
         self.loaded: dict[str, Any] = {}
 
     def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
-        """Note the method's state in whole tensors, after it was loaded."""
-        method, engine = self.trainer._method, self.trainer._run.engine
-        params = self.trainer._run.parameters.params
-        for key, value in method.state_dict().items():
+        """Note the method's state in whole tensors by name, after it was loaded."""
+        engine, known = self.trainer._run.engine, self.trainer._run.parameters
+        for key, value in self.trainer._method.state_dict().items():
             if isinstance(value, Vector):
-                pairs = zip(params, value, strict=True)
-                rows = [None if t is None else whole(engine.like(p, t)) for p, t in pairs]
-                self.loaded[key] = [t if t is None or t.ndim else t.clone() for t in rows]
+                pairs = zip(known.params, value, strict=True)
+                rows = [_whole(engine, p, t) for p, t in pairs]
+                self.loaded[key] = dict(zip(known.names, rows, strict=True))
             else:
                 self.loaded[key] = copy.deepcopy(value)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Stop once this leg is done."""
         control.should_training_stop |= state.global_step >= self.until
+
+
+def _whole(engine: Any, param: torch.Tensor, rows: torch.Tensor | None) -> torch.Tensor | None:
+    """Return a copy of all rows of an entry of the state; a `()` entry is one for all rows."""
+    if rows is None:
+        return None
+    return whole(engine.like(param, rows)) if rows.ndim else rows.clone()
 
 
 @contextmanager

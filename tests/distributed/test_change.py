@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from hf_sam import SAMArguments
+from hf_sam import SAMArguments, Vector
 from hf_sam.arguments import build_method
 from hf_sam.engine.checkpoint import load_state
 from hf_sam.landscape import Engine
@@ -26,7 +26,7 @@ from tests.distributed.change_jobs import (
     leg,
     settings_of,
 )
-from tests.distributed.fsdp_jobs import odd, plain
+from tests.distributed.fsdp_jobs import odd
 from tests.distributed.launch import torchrun
 from tests.toys import MODELS, assert_equal, examples, make_trainer
 
@@ -52,11 +52,15 @@ def legs(folder: Path) -> dict[str, list[list[Found]]]:
 
 
 def saved(folder: Path, key: str, model: Any) -> Found:
-    """Return the method's state in a checkpoint, read by one process."""
+    """Return the method's state in a checkpoint by name, read by one process."""
     names, params = zip(*(n for n in model.named_parameters() if n[1].requires_grad), strict=True)
     options = STATEFUL[key].options or None
     described = build_method(SAMArguments(sam=key, sam_options=options)).describe()
-    return plain(load_state(folder, described, names, params, Engine()))
+    state = load_state(folder, described, names, params, Engine())
+    return {
+        key: dict(zip(names, value, strict=True)) if isinstance(value, Vector) else value
+        for key, value in state.items()
+    }
 
 
 def assert_chain(chain: list[list[Found]], key: str, ranks: list[int], folder: Path) -> None:

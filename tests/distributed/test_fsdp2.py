@@ -16,6 +16,7 @@ from hf_sam.landscape import Engine
 from tests.cases import CASES
 from tests.distributed.fsdp_jobs import (
     ADAPTED,
+    FACTORS,
     GROUPS,
     HSDP,
     JOBS,
@@ -150,12 +151,13 @@ def test_accelerates_plugin_and_resume(ranks: Ranks, tmp_path: Path, key: str) -
     assert_equal(found[f"{key} resumed"]["weights"], found[key]["weights"])
 
 
-def test_bar_on_factors_in_shards(ranks: Ranks, tmp_path: Path) -> None:
-    """Each rank scales its rows of them, by norms of whole factors."""
-    settings = {"sam": "bar", "max_steps": 4, "per_device_train_batch_size": 8}
+@pytest.mark.parametrize("key", FACTORS)
+def test_every_method_of_factors_that_are_in_shards(ranks: Ranks, tmp_path: Path, key: str) -> None:
+    """BAR scales the rows of each rank by norms of whole factors."""
+    settings = {"sam": key, "max_steps": 4, "per_device_train_batch_size": 8}
     one = train(tmp_path, "bert", with_adapter().double(), **settings)
     plain = train(tmp_path, "bert", with_adapter().double(), **settings | {"sam": "none"})
-    assert_same(ranks[0]["fsdp2_plugin"]["bar"], one)
+    assert_same(ranks[0]["fsdp2_plugin"][key], one)
     assert largest(one["weights"], plain["weights"]) > 1e-4
 
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from tests.cases import CASES
-from tests.distributed.fsdp_jobs import SHORT, short
+from tests.distributed.fsdp_jobs import FACTORS, SHORT, short
 from tests.distributed.launch import torchrun
 from tests.distributed.test_ddp import SPLIT_GROUPS, assert_same_logs, largest
 from tests.distributed.zero_jobs import FEATURES, JOBS, network, train
@@ -67,6 +67,15 @@ def test_features_are_one_process_on_the_joined_batch(
 ) -> None:
     one = train(tmp_path, None, network(name), **FEATURES[name])
     assert_same(ranks[0]["zero_features"][name], one, 5e-6 if name == "decoupled" else 2e-6)
+
+
+@pytest.mark.parametrize("key", FACTORS)
+def test_every_method_of_factors(ranks: Ranks, tmp_path: Path, key: str) -> None:
+    """BAR scales them in the model, and where DeepSpeed keeps its own in parts."""
+    one = train(tmp_path, None, network(key), sam=key)
+    assert_same(ranks[0]["zero_features"][key], one)
+    plain = train(tmp_path, None, network(key), sam="none")
+    assert largest(one["weights"], plain["weights"]) > 1e-4
 
 
 def test_local_ascent_is_msam_with_a_group_per_rank(ranks: Ranks, tmp_path: Path) -> None:

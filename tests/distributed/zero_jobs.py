@@ -19,7 +19,15 @@ from transformers import TrainerCallback
 
 from hf_sam import SAMTrainer, SAMTrainingArguments
 from tests.cases import CASES
-from tests.distributed.fsdp_jobs import CHECKPOINTED, SHORT, odd, outcome, short, with_adapter
+from tests.distributed.fsdp_jobs import (
+    CHECKPOINTED,
+    FACTORS,
+    SHORT,
+    odd,
+    outcome,
+    short,
+    with_adapter,
+)
 from tests.distributed.jobs import Found, refusal
 from tests.toys import CHECKPOINTING, examples
 
@@ -105,7 +113,6 @@ FEATURES: dict[str, dict[str, Any]] = {
         "sam_rho": "budget:0.02:1",
         "sam_where": ["no_embeddings"],
     },
-    "bar": {"sam": "bar"},
     "decoupled": {"sam": "wsam", "sam_options": {"decoupled": True}},
 }
 """Runs that are also one process's on the joined batch."""
@@ -113,7 +120,7 @@ FEATURES: dict[str, dict[str, Any]] = {
 
 def network(name: str) -> nn.Module:
     """Return the toy of a run of `FEATURES`."""
-    if name not in ("lora", "bar"):
+    if name not in ("lora", *FACTORS):
         return odd()
     return with_adapter()
 
@@ -124,6 +131,7 @@ def zero_features(folder: Path) -> Found:
         name: train(folder, config(int(name[-1]) if "zero" in name else 2), network(name), **more)
         for name, more in FEATURES.items()
     }
+    found |= {key: train(folder, config(2), network(key), sam=key) for key in FACTORS}
     alone = {"gradient_accumulation_steps": 1, "sam_ascent_sync": "auto"}
     found["local"] = train(folder, config(2), **alone)
     for stage, kind in ((1, "bf16"), (2, "fp16")):
