@@ -85,10 +85,10 @@ class HeadStep:
         kind = torch.float32 if z.dtype == torch.float16 else z.dtype
         with _without_autocast(z.device.type):
             if self._eps is not None:
-                return _wide(z) + _wide(h.to(kind) @ self._eps.to(kind).T)
+                return _onto(z, h.to(kind) @ self._eps.to(kind).T)
             cotangent = self._cotangent(z, loss_of)
             if self._alone and not self._gathering and z.shape[:-1].numel() < h.shape[-1]:
-                return _wide(z) + _wide(self._few_rows(h.to(kind), cotangent.to(kind)))
+                return _onto(z, self._few_rows(h.to(kind), cotangent.to(kind)))
             rows, slopes = h.detach().flatten(0, -2), cotangent.flatten(0, -2)
             gradient = slopes.to(kind).T @ rows.to(kind)
             if self._gathering:
@@ -97,7 +97,7 @@ class HeadStep:
                 self._sum = whole if self._sum is None else self._sum.add_(whole)
                 raise HeadOnly
             del cotangent, slopes  # as large as the logits
-            return _wide(z) + _wide(h.to(kind) @ self._scaled(gradient).T)
+            return _onto(z, h.to(kind) @ self._scaled(gradient).T)
 
     def _cotangent(self, z: Tensor, loss_of: LossOf) -> Tensor:
         """Return dL/dZ at w, and add the loss there to that of the pass."""
@@ -120,7 +120,8 @@ class HeadStep:
         products = rows @ rows.detach().T
         # |G|^2 = <dL/dZ, (H H') dL/dZ>; rounding can make it less than zero.
         square = (slopes * (products.detach() @ slopes)).sum(dtype=_wide(slopes[:0]).dtype)
-        return (products @ self._times(slopes, square.clamp(min=0).sqrt())).view_as(cotangent)
+        # The products are scaled, which are smaller than the logits.
+        return (self._times(products, square.clamp(min=0).sqrt()) @ slopes).view_as(cotangent)
 
     def _scaled(self, gradient: Tensor) -> Tensor:
         """Return eps for the gradient of this process's batches."""
@@ -178,6 +179,11 @@ def _without_autocast(device: str) -> AbstractContextManager[Any]:
     if not torch.amp.is_autocast_available(device):
         return nullcontext()
     return torch.autocast(device, enabled=False)
+
+
+def _onto(z: Tensor, change: Tensor) -> Tensor:
+    """Return z + change, wide, in the storage of the change: logits may be most of the memory."""
+    return _wide(change).add_(z)
 
 
 def _wide(values: Tensor) -> Tensor:

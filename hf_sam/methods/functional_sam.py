@@ -27,7 +27,8 @@ class FunctionalSAM(Method):
     change of J alone. The logits are the output of the output head.
 
     Cost: 2 passes, 1 P extra, no state. dL/dF is kept from one pass to the next: as much memory as
-    the logits of all micro-batches (`sam_accumulation="micro"`: of one).
+    the logits of all micro-batches (`sam_accumulation="micro"`: of one). It is not cut into chunks
+    of the vocabulary: all of it is there before the second pass, whatever loss made it.
 
     Defaults: rho = 0.05, SAM's.
 

@@ -30,7 +30,9 @@ class HeadSAM(Method):
     head is perturbed and not trained; an adapter on the head is perturbed with it, as one matrix.
 
     Cost: 1 pass, the rest of the loss twice, and three products as large as the head's; no state.
-    Memory beyond the logits: at most another copy of them. With gradient accumulation, or over
+    Memory beyond the logits: at most another copy of them, which is not cut into chunks of the
+    vocabulary: the loss is any function of whole rows of logits, and Z has to outlive its backward
+    there, for the logits of the perturbed head. With gradient accumulation, or over
     ranks that perturb together, G itself, as large as W. Micro-batches share one perturbation, so
     that accumulation does not show, which takes one more forward of each (1.33 times the time);
     `sam_accumulation="micro"` perturbs for each of them, without that forward.

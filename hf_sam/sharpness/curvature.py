@@ -1,5 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The curvature of the loss: the largest eigenvalues of its Hessian, and the Hessian's trace."""
+"""The curvature of the loss: the largest eigenvalues of its Hessian, and the Hessian's trace.
+
+Products with the Hessian are two backward passes here and not those of curvlinops 3.0.1, whose
+forward mode over `jacrev` gets the weights of a LayerNorm wrong with torch 2.13 (a third of the
+product's largest entry on a linear layer and a LayerNorm) and cannot go through fused attention.
+"""
 
 from __future__ import annotations
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,7 +15,9 @@ from torch.nn import functional
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from hf_sam import SAM, HeadSAM, Landscape, SAMTrainer
+from hf_sam.estimate.allocations import Allocations
 from hf_sam.host.head_search import find_head
+from hf_sam.landscape.head import HeadStep
 from tests.toys import CHECKPOINTING, Bowl, assert_equal, bert, llama, lora, make_trainer, resnet
 
 RHO, LR = 0.3, 0.1
@@ -389,3 +392,32 @@ def test_functional_sam_is_two_passes_by_hand(tmp_path: Path) -> None:
         patch.setattr(type(trainer._run), "update", both)
         trainer.train()
     assert_equal(values(trainer.model), values(twin), 1e-7)  # llama's loss is float32 inside
+
+
+@pytest.mark.parametrize(("rows", "width"), [(64, 128), (128, 32)], ids=["few rows", "many rows"])
+def test_no_more_than_another_copy_of_the_logits(rows: int, width: int) -> None:
+    """At the peak of forward and backward, beside the plain pass's; the loss is the same again."""
+    vocabulary = 4000
+    draw = torch.Generator().manual_seed(0)
+    h, w = (torch.randn(n, width, generator=draw).requires_grad_() for n in (rows, vocabulary))
+    labels = torch.randint(0, vocabulary, (rows,), generator=draw)
+
+    def loss_of(logits: Tensor) -> Tensor:
+        return functional.cross_entropy(logits, labels)
+
+    def peak(tapped: bool) -> int:
+        engine = SimpleNamespace(local_ascent=True, ranks=1)
+        readings = SimpleNamespace(loss=None, values={})
+        step = HeadStep(SimpleNamespace(engine=engine, readings=readings), lambda norm: 0.05 / norm)
+        with Allocations() as found:
+            logits = h @ w.T
+            if tapped:
+                logits = step(h, logits, loss_of)
+            loss = loss_of(logits)
+            del logits
+            loss.backward()
+            h.grad = w.grad = None
+        return max(found.peaks.values())
+
+    copy = 4 * rows * vocabulary
+    assert peak(tapped=True) - peak(tapped=False) < 1.15 * copy

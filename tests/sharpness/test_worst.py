@@ -10,7 +10,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from hf_sam.sharpness import average_sharpness, barrier, curvature, sharpness
+from hf_sam.sharpness import Surface, average_sharpness, barrier, curvature, sharpness
+from hf_sam.sharpness.curvature import hessian_times
+from hf_sam.vector import Vector
 from tests.sharpness.test_measures import (
     ONES,
     Quadratic,
@@ -141,6 +143,17 @@ class TestCurvature:
         batch = {"input_ids": torch.randint(0, 50, (8, 5)), "labels": torch.arange(8) % 2}
         found = curvature(bert(), [batch], top=1, draws=2)
         assert math.isfinite(found.trace) and found.eigenvalues[0] > 0
+
+    def test_the_weights_of_a_layer_norm(self) -> None:
+        """Against differences of the gradient: torch's forward mode gets them wrong in places."""
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4)).double()
+        surface = Surface(model, [torch.randn(6, 4).double()], lambda m, x: m(x).pow(3).mean())
+        v = [torch.randn_like(p) for p in surface.params]
+        step, flat = 1e-5, torch.cat([piece.ravel() for piece in v])
+        there, here = (surface.gradient_at(Vector(v).clone().mul_(s)) for s in (step, -step))
+        slope = torch.cat([(a - b).ravel() for a, b in zip(there, here, strict=True)]) / (2 * step)
+        torch.testing.assert_close(torch.from_numpy(hessian_times(surface, flat.numpy())), slope)
 
     def test_a_linear_loss_is_flat(self) -> None:
         model = nn.Linear(2, 1, bias=False).double()
