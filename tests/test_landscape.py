@@ -129,6 +129,12 @@ def test_a_norm_that_is_known_follows_scaling_and_forgets_changes() -> None:
     )
 
 
+def test_a_single_example_is_all_there_is() -> None:
+    assert Data.by_examples([torch.zeros(1, 2)]).shares == [1.0]
+    assert Data.by_examples([torch.zeros(0, 2), torch.zeros(1, 2)]).shares == [0.0, 1.0]
+    assert Data.by_examples([torch.zeros(0, 2)]).shares == [0.0]
+
+
 def test_shares_of_groups_add_up() -> None:
     x = [torch.zeros(5, 2), torch.zeros(3, 2)]
     data = Data.by_examples(x)

@@ -8,6 +8,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -109,6 +110,18 @@ def test_coins_are_fair_and_know_nothing_of_each_other() -> None:
     pairs = [(one, two), (one, other), (one[1:], one[:-1]), (one[64:], one[:-64])]
     for a, b in pairs:
         assert abs(torch.corrcoef(torch.stack([a, b]))[0, 1]) < 5 / n**0.5
+
+
+def test_coins_are_the_hash_of_their_places() -> None:
+    """Worked out in numpy, whose casts from 64 to 32 bits keep the lower ones."""
+    some = coins(count=2)
+    places = np.concatenate([key + np.arange(n) for key, n in zip(some._keys, (5, 3), strict=True)])
+    numbers = places.astype(np.int32)
+    for shift, factor in ((16, 0x7FEB352D), (15, 0x846CA68B)):
+        numbers = ((numbers ^ (numbers >> shift)).astype(np.int64) * factor).astype(np.int32)
+    wanted = (numbers ^ (numbers >> 16)) & 0xFFFF
+    found = some._coins(Group([0, 1], [None, None], [[torch.zeros(5), torch.zeros(3)]]))
+    assert found.tolist() == wanted.tolist()
 
 
 @pytest.mark.usefixtures("walk")

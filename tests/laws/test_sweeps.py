@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from hf_sam import METHODS, Landscape, Vector, sums, sweeps
 from hf_sam.sums import Sums
-from hf_sam.sweeps import GROUPED, Scratch, forced, sweep
+from hf_sam.sweeps import GROUPED, Policy, Scratch, forced, sweep
 from tests.cases import CASES, Case
 from tests.laws.conftest import SMALL
 from tests.toys import bowl_for
@@ -127,6 +127,16 @@ def test_a_sweep_passes_every_element_once(monkeypatch: pytest.MonkeyPatch) -> N
         passed = [p.flatten() for g in groups for p in g.pieces[1]]
         wanted = torch.cat([t for t in tensors if t is not None])
         assert torch.equal(torch.cat(passed).sort().values, wanted.sort().values)
+
+
+def test_parts_are_for_those_who_take_all_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that scratch memory is a part of a small model, too; a cache bounds it anyway."""
+    monkeypatch.setattr(sweeps, "CACHED", SMALL["cached"])
+    tensors = [torch.randn(64), torch.randn(64)]
+    for eager, parts in ((False, 4), (True, 1)):
+        with forced(Policy(4 * 128, eager=eager)):
+            assert len(list(sweep(tensors))) == 1
+            assert len(list(sweep(tensors, parts=4))) == parts
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
