@@ -5,6 +5,7 @@
 
 PYTHON ?= python3
 PYTEST_ARGS ?=
+MUTANTS_ARGS ?= --minutes 30
 
 VENV := .venv
 RUN := $(VENV)/bin/python
@@ -16,7 +17,7 @@ NEWEST := .venv-newest
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-distributed test-oldest test-newest test-optim check format bench docs clean
+.PHONY: help install demo test test-distributed test-oldest test-newest test-optim mutants check format bench docs clean
 .DELETE_ON_ERROR:
 
 help:  ## list the commands
@@ -66,6 +67,13 @@ test-newest: $(NEWEST)/bin/python  ## run the quick tests with the newest versio
 	$(NEWEST)/bin/python -m pip install -qq --upgrade --upgrade-strategy eager -e '.[dev]'
 	$(NEWEST)/bin/python -m pip list | grep -E '^(torch|transformers|accelerate|peft|trl) '
 	OMP_NUM_THREADS=1 $(NEWEST)/bin/python -m pytest -n 2 $(PYTEST_ARGS)
+
+$(VENV)/.mutants: $(INSTALLED)
+	@$(RUN) -m pip install -qq -c constraints.txt -e '.[mutants]'
+	@touch $@
+
+mutants: $(VENV)/.mutants  ## change lines of the mathematics, and see whether a test fails
+	OMP_NUM_THREADS=1 $(RUN) -m tests.mutants $(MUTANTS_ARGS)
 
 check: $(INSTALLED)  ## lint (docstrings and complexity too), formatting, types
 	$(RUN) -m ruff check .
