@@ -128,7 +128,7 @@ def on_cpu() -> list[Cell]:
         *(Cell("bert-4m", "sam", 2, 32, accumulation=k) for k in STEPS),
         *(Cell("bert-4m", "sam", 4, 32, processes=n) for n in (1, 2)),
         *_many(family, ["sam"]),
-        *_many(small, [*RIVALS, *METHODS]),
+        *_many(small, RIVALS),
         *_many(others, ["loop:sam", *SOME]),
         *_many({"bert-base": (8, 64)}, ["loop:sam"]),
     ])

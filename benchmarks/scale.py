@@ -38,11 +38,12 @@ profiler under DDP, FSDP2 and ZeRO-2, and against measured time and memory of si
 ```
 
 What a method moves beside its passes is counted, operation by operation, as it runs on a small
-stand-in: `sam` moves 16 copies of the weights in an update, more than AdamW. With `balance` = 2.3,
-the one number that is fitted to the CPU core on which they were measured, the time agrees within
-10 % with every measured cell but five, for which `tests/estimate/test_cells.py` gives the reason.
-The two defaults for GPUs are assumptions. Bytes sent are those of a ring; what a network makes of
-them depends on its bandwidth and on how much of the sending a backward hides.
+stand-in: `sam` moves 16 copies of the weights in an update on an accelerator, more than AdamW, and
+12 on a CPU. With `balance` = 2.3, the one number that is fitted to the CPU core on which they were
+measured, the time agrees within 10 % with most measured cells; for the others
+`tests/estimate/test_cells.py` gives the reason. The two defaults for GPUs are assumptions. Bytes
+sent are those of a ring; what a network makes of them depends on its bandwidth and on how much of
+the sending a backward hides.
 
 ## `sam` on n devices
 

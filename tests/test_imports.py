@@ -41,7 +41,7 @@ MAY_IMPORT = {
     "environment": {"launch", "__version__"},
     "compare": {"launch", "parts", "methods", "texts", "arguments", "callbacks", "sharpness"},
     "tune": {"parts", "methods", "texts", "compare"},
-    "estimate": {"landscape", "methods", "texts", "arguments", "compare"},
+    "estimate": {"sweeps", "landscape", "methods", "texts", "arguments", "compare"},
     "run": ALL,
     "trainer": {*ALL, "run", "__version__"},
 }

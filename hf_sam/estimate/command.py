@@ -95,6 +95,7 @@ def run(args: argparse.Namespace) -> None:
     from rich.console import Console
 
     from ..arguments import by_name
+    from ..sweeps import GROUPED, forced
     from . import rehearsal
     from .costs import Setting, estimate
 
@@ -107,7 +108,8 @@ def run(args: argparse.Namespace) -> None:
     place = (args.gpus, args.engine, args.precision)
     setting = Setting(weights, trainable, *place, flops, args.balance)
     local = is_local(method, args)
-    passes = rehearsal.passes(method, args.batch[0])
+    with forced(GROUPED):  # as an accelerator walks over weights; a CPU moves a little less
+        passes = rehearsal.passes(method, args.batch[0])
     memory = rehearsal.memory(lambda: the_method(args.sam), lambda: by_name("none", None, {}))
     console = Console()
     console.print(table(setting, passes, estimate(setting, passes, memory, local), local))

@@ -20,21 +20,18 @@ from tests.estimate.stand_in import CORE, flops_and_weights, passes_of
 Cell = tuple[str, dict[str, Any], dict[str, Any]]
 NOT_MET = {
     # Its 15 MB of gradient of the embedding are handed back to the system and faulted in anew by
-    # each pass of sam, and kept by none: 10.4 ms a pass against 18.5. With an allocator that keeps
-    # memory (MALLOC_TRIM_THRESHOLD_ and MALLOC_MMAP_THRESHOLD_ set high) 3.1 becomes 2.1.
-    "cpu-fp32-bert-4m-2x32-sam": 0.76,
-    # Seven updates beside others' work: 1.72 here, and 2.06 and 1.86 in 24 updates.
-    "cpu-fp32-bert-11m-4x32-sam": 1.26,
-    # The same; with 1.84 two gradients and a walk would take less than two gradients do.
-    "cpu-fp32-bert-4m-2x32-accumulation16-sam": 1.12,
-    # Of the two processes' update a good part is communication, which both rows pay once.
-    "cpu-fp32-bert-4m-4x32-processes2-sam": 1.36,
+    # each pass of sam, and kept by none. With an allocator that keeps memory
+    # (MALLOC_TRIM_THRESHOLD_ and MALLOC_MMAP_THRESHOLD_ set high) 3.1 becomes 2.1.
+    ("cpu-fp32-bert-4m-2x32-sam", "sam"),
+    # 1.63 and, again, 1.62: less than two gradients take, so none pays for something that sam does
+    # not. What it is was not found.
+    ("cpu-fp32-bert-4m-2x32-accumulation4-sam", "sam"),
+    # A good part of the update of two processes is communication, which both rows pay once.
+    ("cpu-fp32-bert-4m-4x32-processes2-sam", "sam"),
     # A pass over one example of eight tokens takes much more than half of a pass over two.
-    "cpu-fp32-lora-0.5b-2x8-esam": 0.82,
+    ("cpu-fp32-lora-0.5b-2x8-esam", "esam"),
 }
-"""Cells that are further off than a tenth, the ratio of the estimate to them, and why."""
-CHANGED = {"looksam", "msam"}
-"""Methods that need less memory than when their cells were measured."""
+"""Cells and rows of which the estimate is more than a tenth off, and why."""
 
 
 def cells() -> list[Cell]:
@@ -49,12 +46,12 @@ def cells() -> list[Cell]:
 
 
 TIMED = cells()
-KEPT = [c for c in cells() if c[1]["sam"] not in CHANGED | {"esam"} and "lora" not in c[0]]
+KEPT = [c for c in cells() if c[1]["sam"] != "esam" and "lora" not in c[0]]
 
 
 @pytest.mark.parametrize(("name", "row", "cell"), TIMED, ids=lambda x: x if type(x) is str else "")
 def test_time_is_within_a_tenth(name: str, row: Any, cell: Any) -> None:
-    """Processor seconds, whether passes are long or short; five cells are further off."""
+    """Processor seconds, whether passes are long or short; only the cells named above are off."""
     made = cell["cell"]
     flops, weights = flops_and_weights(made["model"], made["batch_size"], made["length"])
     setting = Setting(weights, cell["parameters"], 1, "one", "fp32", flops, CORE)
@@ -62,8 +59,8 @@ def test_time_is_within_a_tenth(name: str, row: Any, cell: Any) -> None:
     passes = passes_of(row["sam"], row["options"], cell["settings"]["batch_size"])
     found = accumulated(setting, passes, micro) / accumulated(setting, PLAIN, micro)
     measured = costs(cell)[row["text"]].cpu
-    off = NOT_MET.get(name, 1.0) if row["text"] == made["method"].split()[-1] else 1.0
-    assert found / off == pytest.approx(measured, rel=0.1 if off == 1 else 0.02)
+    agrees = found == pytest.approx(measured, rel=0.1)
+    assert agrees == ((name, row["text"]) not in NOT_MET), f"{found:.2f}, measured {measured:.2f}"
 
 
 def accumulated(setting: Setting, passes: rehearsal.Passes, micro: int) -> float:
