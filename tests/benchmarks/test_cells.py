@@ -23,8 +23,8 @@ def test_plans_name_every_cell_once() -> None:
         assert len(names) == len(set(names))
         assert all(re.fullmatch(r"[\w.-]+", name) for name in names)
         assert {cell.model for cell in plan} <= set(MODELS)
-        measured = {row.split(":")[0] for cell in plan for row in cell.rows if ":S" not in row}
-        assert {key for key, kind in METHODS.items() if not asks(kind()).layers} <= measured
+    measured = {row.split(":")[0] for cell in plan for row in cell.rows if ":S" not in row}
+    assert {key for key, kind in METHODS.items() if not asks(kind()).layers} <= measured
     names = [cell.name for cell in cells.on_cuda(gpus=1)]
     assert not any("processes" in name for name in names)
 
