@@ -35,7 +35,6 @@ from benchmarks.methods import MEMORY_UPDATES, describe, memory
 from benchmarks.problem import Problem, Training, drawn
 from benchmarks.rows import Row, parse_rows, usual
 
-FOLDER = machine.RESULTS / "cells"
 FEW_UPDATES = 4
 """For the memory of a method that does the same in every update."""
 Say = Callable[[str], None]

@@ -9,6 +9,7 @@ from typing import Any
 
 from benchmarks.costs import costs
 from benchmarks.markdown import markdown
+from benchmarks.pages import usual_cost
 from benchmarks.rows import ROWS
 from hf_sam import METHODS
 from hf_sam.compare.paired import ENOUGH, signed
@@ -44,17 +45,17 @@ Key = tuple[str, str]
 def section(results: Mapping[str, Any]) -> str:
     """Return the section, a table for each group of tasks."""
     tables = [
-        f"For {group}:\n\n{_table(results, tasks, _prices(results[measured]))}"
+        f"For {group}:\n\n{_table(results, tasks, prices(results[measured]))}"
         for group, (measured, tasks) in GROUPS.items()
     ]
     return "\n\n".join([TEXT.format(enough=ENOUGH, price=PRICE).rstrip(), *tables]) + "\n"
 
 
-def _prices(result: Any) -> dict[str, float]:
+def prices(result: Mapping[str, Any]) -> dict[str, float]:
     """Return the time of every method that was measured, in CPU seconds where there are some."""
     found = costs(result)
-    shown = {key: found[row] for key in METHODS if (row := ROWS.get(key, key)) in found}
-    return {key: cost.ratio if cost.cpu is None else cost.cpu for key, cost in shown.items()}
+    rows = {key: ROWS.get(key, key) for key in METHODS}
+    return {key: usual_cost(found[row])[0] for key, row in rows.items() if row in found}
 
 
 def _table(results: Mapping[str, Any], tasks: Sequence[str], prices: Mapping[str, float]) -> str:

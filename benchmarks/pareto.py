@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from benchmarks import machine, studies
-from benchmarks.costs import costs
+from benchmarks.criterion import prices
 from benchmarks.markdown import markdown
 from benchmarks.radii import PAGE
 from hf_sam.compare.pictures import DOTS
@@ -27,10 +27,7 @@ def measured() -> dict[str, list[Point]]:
     for path in sorted(machine.RESULTS.glob("evidence-*.json")):
         plan = studies.plan(path.stem)
         name = "methods-minilm-mrpc" + "-lora" * ("--use_peft" in plan["command"])
-        rows = costs(machine.read(machine.RESULTS / f"{name}.json"))
-        times: dict[str, float] = {}
-        for text, cost in rows.items():  # the first row of a method is that with fewest options
-            times.setdefault(text.partition(":")[0], cost.cpu or cost.ratio)
+        times = prices(machine.read(machine.RESULTS / f"{name}.json"))
         if own := [*points(machine.read(path), times)]:
             found[plan["title"]] = own
     return found

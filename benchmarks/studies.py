@@ -7,8 +7,8 @@ A plan, `plans/NAME.toml`, has a `title`, what it is `about`, perhaps a command 
 ready (`prepare`) and a `note`, and the `command`, which begins with `hf-sam compare`. Killed, the
 same command goes on where it was. What came of it is kept in `results/NAME.json`: the comparison's
 `results.json` without the curves. Runs of a `busy` plan shared the machine with other work: their
-times are left out. A plan whose `page` is not given is shown in README.md; how the
-other pages begin is in `plans/PAGE`.
+times are left out. A plan whose `page` is not given is shown in README.md; how the other pages
+begin is in `plans/PAGE`.
 """
 
 from __future__ import annotations
@@ -26,14 +26,13 @@ from typing import Any
 from benchmarks import machine
 from benchmarks.markdown import markdown
 from hf_sam import cli
+from hf_sam.compare.command import INTERRUPTED
 from hf_sam.compare.page import score
 from hf_sam.compare.paired import signed
 from hf_sam.parts.base import nearest
 
 PLANS = Path(__file__).parent / "plans"
 README = "README.md"
-INTERRUPTED = 130
-"""Exit status of a comparison that was interrupted."""
 HEAD = ("seeds", "difference to `none`", "95 % interval", "better in", "time", "in words")
 
 SECTION = """\
@@ -159,13 +158,9 @@ def _on_the_way(result: dict[str, Any], setting: dict[str, Any], method: str) ->
 
 def sections(results: dict[str, dict[str, Any]], page: str = README) -> list[str]:
     """Return the sections of the studies that a page shows, also of those without a result."""
-    return [section(name, results.get(name)) for name in names_on(page)]
-
-
-def names_on(page: str) -> list[str]:
-    """Return the studies that a page shows."""
     names = [path.stem for path in sorted(PLANS.glob("*.toml"))]
-    return [name for name in names if plan(name).get("page", README) == page]
+    mine = [name for name in names if plan(name).get("page", README) == page]
+    return [section(name, results.get(name)) for name in mine]
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -202,7 +202,8 @@ def readme(
 def page_of_studies(name: str, results: dict[str, Result]) -> str:
     """Return a page that shows studies only, such as CIFAR10.md."""
     head = (studies.PLANS / name).read_text(encoding="utf-8")
-    head = head.replace(CRITERION, criterion.section(results))
+    if CRITERION in head:
+        head = head.replace(CRITERION, criterion.section(results))
     return "\n".join([head, *studies.sections(results, name)])
 
 

@@ -44,6 +44,8 @@ Report on finished runs: folders that run_glue.py or run_image_classification.py
 """
 OWN = ("glue", "images")
 """Scripts that are known by name."""
+INTERRUPTED = 130
+"""Exit status of what was interrupted and can go on."""
 LIBRARIES = ("jinja2", "matplotlib", "scipy")
 
 
@@ -163,7 +165,7 @@ def script_of(args: argparse.Namespace) -> list[str]:
 def interrupted(screen: Console, how_far: str) -> int:
     """Say that what is interrupted can go on; return the exit status of an interrupt."""
     screen.print(f"interrupted: {how_far}; the same command goes on")
-    return 130
+    return INTERRUPTED
 
 
 def _checking(display: Display, metric: str | None) -> Watch:
